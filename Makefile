@@ -1,0 +1,36 @@
+# Every target does its own set-up: a venv and a pinned install. Nothing but Python and a package index is needed.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup demo test test-slow bench lint clean
+
+setup: $(VENV)/.installed
+
+# torch first and alone, pinned: asked for by a range, pip would take the newest one.
+$(VENV)/.installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint .ci/constraints.txt torch==2.13.0
+	$(RUN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
+	$(RUN) -m trl_exbias.demo.embedded_model
+	touch $@
+
+# SFT, rollouts and joint training with RAC and with BASH, on SmolLM2-135M and its own data. About 7 minutes on 2 cores.
+demo: setup
+	$(VENV)/bin/exbias demo
+
+test: setup lint
+	$(RUN) -m pytest
+
+test-slow: setup
+	$(RUN) -m pytest -m slow
+
+bench: setup
+	$(RUN) -m examples.benchmarks
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

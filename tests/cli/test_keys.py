@@ -1,0 +1,58 @@
+from dataclasses import fields
+
+import pytest
+from trl import DatasetMixtureConfig, ModelConfig
+
+from trl_exbias import BASHConfig, RACConfig
+from trl_exbias.cli.data_arguments import DataArguments
+from trl_exbias.cli.keys import launcher_flags, unknown_key_message, valid_keys
+
+
+@pytest.mark.parametrize(("command", "config_class"), [("bash", BASHConfig), ("rac", RACConfig)])
+def test_keys_read_from_source_are_the_fields_of_the_imported_classes(command, config_class):
+    classes = (config_class, DataArguments, ModelConfig, DatasetMixtureConfig)
+    expected = {field.name for cls in classes for field in fields(cls) if field.init}
+    assert set(valid_keys(command)) == expected
+
+
+def test_our_own_options_are_a_frozen_list():
+    """Adding an option is a decision: this list is where it is made."""
+    from trl import SFTConfig
+
+    own = {field.name for field in fields(RACConfig)} - {field.name for field in fields(SFTConfig)}
+    assert own == {
+        "correction_template",
+        "epochs_per_iteration",
+        "max_new_tokens",
+        "num_iterations",
+        "num_rollouts",
+        "num_rollouts_to_print",
+        "overwrite_output_dir",
+        "restart_lr_schedule",
+        "rollout_batch_tokens",
+        "rollout_engine",
+        "rollout_turns",
+        "rollout_weight",
+        "sft_epochs",
+        "sft_weight",
+        "temperature",
+        "top_k",
+        "top_p",
+    }
+    assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {"beta"}
+
+
+def test_launcher_flags_are_accelerates():
+    assert {"num_processes", "config_file", "use_deepspeed", "accelerate_config"} <= launcher_flags()
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("learning_rat", "`learning_rat` is not a known key. Did you mean `learning_rate`?"),
+        ("num_iteration", "`num_iteration` is not a known key. Did you mean `num_iterations`?"),
+        ("zzzzzz", "`zzzzzz` is not a known key."),
+    ],
+)
+def test_the_nearest_key_is_suggested(key, expected):
+    assert unknown_key_message(key, valid_keys("bash")) == expected

@@ -1,0 +1,144 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+from trl import DatasetMixtureConfig, ModelConfig
+
+from trl_exbias import BASHConfig, RACConfig
+from trl_exbias.cli.data_arguments import DataArguments
+from trl_exbias.cli.recipe import RecipeError, check_keys, parse
+from trl_exbias.cli.recipes import names, recipe_path
+
+
+def classes(method):
+    return (DataArguments, {"bash": BASHConfig, "rac": RACConfig}[method], ModelConfig, DatasetMixtureConfig)
+
+
+def recipe(tmp_path, **content) -> list[str]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "run"), "use_cpu": True, "bf16": False, **content}))
+    return ["--config", str(path)]
+
+
+def test_a_recipe_sets_defaults_and_the_command_line_wins(tmp_path):
+    argv = [*recipe(tmp_path, beta=0.3, learning_rate="1e-5"), "--beta", "0.4"]
+    _, args, _, _ = parse(classes("bash"), argv)
+    assert args.beta == 0.4 and args.learning_rate == 1e-5
+
+
+def test_every_unknown_key_is_named_with_its_nearest(tmp_path):
+    argv = [*recipe(tmp_path, learning_rat=1, bheta=0.1), "--num_iteration", "2"]
+    with pytest.raises(RecipeError) as error:
+        check_keys("bash", argv)
+    message = str(error.value)
+    assert "3 problems" in message
+    for expected in ("Did you mean `learning_rate`?", "Did you mean `beta`?", "Did you mean `num_iterations`?"):
+        assert expected in message
+
+
+def test_the_launchers_part_of_a_command_line_is_found(tmp_path):
+    argv = ["--num_processes", "2", *recipe(tmp_path), "--beta", "0.1", "--accelerate_config", "zero3"]
+    assert check_keys("bash", argv) == ["--num_processes", "2", "--accelerate_config", "zero3"]
+
+
+def test_a_key_of_another_method_is_unknown(tmp_path):
+    with pytest.raises(RecipeError, match="`correction_template` is not a known key"):
+        check_keys("bash", recipe(tmp_path, correction_template="qa"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"loss_type": "nl"}, r"`loss_type: nl` is not one of nll, dft, chunked_nll. Did you mean `nll`\?"),
+        ({"rollout_engine": "transformer"}, r"Did you mean `transformers`\?"),
+        ({"beta": "high"}, "`beta: high` is not a number"),
+        ({"num_iterations": "two"}, "`num_iterations: two` is not a number"),
+    ],
+)
+def test_impossible_values_of_a_recipe_are_found_before_anything_is_built(tmp_path, content, message):
+    with pytest.raises(RecipeError, match=message):
+        parse(classes("bash"), recipe(tmp_path, **content))
+
+
+def test_impossible_combinations_are_reported_as_the_recipes(tmp_path):
+    with pytest.raises(RecipeError, match="`beta` must be a probability"):
+        parse(classes("bash"), recipe(tmp_path, beta=3))
+
+
+@pytest.mark.parametrize(("content", "message"), [("[1, 2]", "a mapping"), ("a: [", "cannot be read")])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        check_keys("bash", ["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_missing_recipe_is_refused():
+    with pytest.raises(RecipeError, match="cannot be read"):
+        check_keys("bash", ["--config", "nowhere.yaml"])
+
+
+def test_a_mistyped_key_is_answered_without_importing_torch(tmp_path):
+    code = (
+        "import sys; from trl_exbias.cli.main import main; status = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "rac", *recipe(tmp_path, learning_rat=1)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "`learning_rat` is not a known key. Did you mean `learning_rate`?" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# The shipped recipes
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_shipped_recipe_parses_strictly(name, tmp_path):
+    method = name.split("/")[0]
+    argv = ["--config", str(recipe_path(name)), "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    check_keys(method, argv)
+    data_args, args, model_args, mixture = parse(classes(method), argv)
+    assert model_args.model_name_or_path
+    assert bool(data_args.dataset_name) != bool(mixture.datasets)
+    assert args.max_length
+
+
+@pytest.mark.parametrize("name", [name for name in names() if "7b" in name or "1b" in name])
+def test_the_papers_recipes_have_its_global_batch_and_say_where_values_are_from(name):
+    text = recipe_path(name).read_text()
+    values = yaml.safe_load(text)
+    assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 8 == 512
+    unsourced = [
+        line
+        for line in text.splitlines()
+        if ":" in line
+        and not line.startswith("#")
+        and "#" not in line
+        and line.split(":")[0].strip()
+        not in {
+            "dataset_config",
+            "prompt_template",
+            "completion_template",
+            "as_conversation",
+            "- path",
+            "split",
+            "columns",
+            "model_name_or_path",
+            "chat_template_path",
+            "gradient_checkpointing",
+            "logging_steps",
+            "save_strategy",
+            "report_to",
+            "output_dir",
+        }
+    ]
+    assert unsourced == []
+
+
+def test_recipes_of_the_two_methods_differ_only_in_the_methods_own_keys():
+    own = {"beta", "correction_template", "max_new_tokens", "output_dir"}
+    for name in (name.removeprefix("bash/") for name in names() if name.startswith("bash/")):
+        bash, rac = (yaml.safe_load(recipe_path(f"{method}/{name}").read_text()) for method in ("bash", "rac"))
+        assert {key for key in {*bash, *rac} if bash.get(key) != rac.get(key)} <= own

@@ -1,0 +1,77 @@
+"""The commands as a user runs them: in processes of their own, from a model folder and a data file."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ..tiny import byte_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_model().save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    rows = [{"question": f"{i} + 1?", "answer": f"It is {i + 1}."} for i in range(8)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "model_name_or_path": str(folder / "model"),
+        "dataset_name": str(folder / "train.jsonl"),
+        "prompt_template": "{{ question }}",
+        "completion_template": "{{ answer }}",
+        "as_conversation": True,
+        "max_length": 128,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "save_strategy": "epoch",
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def call(*argv, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_exbias_bash_trains_from_a_recipe_and_saves(folder):
+    """Through `accelerate launch`, as `trl sft` goes."""
+    argv = ["bash", "--config", "recipe.yaml", "--beta", "0.5", "--output_dir", "bash"]
+    done = call("-m", "trl_exbias.cli.main", *argv, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = folder / "bash"
+    assert json.loads((run / "run.json").read_text())["config"]["beta"] == 0.5
+    assert (run / "model.safetensors").is_file()
+    assert (run / "rollouts" / "iteration-1" / "manifest.json").is_file()
+    card = (run / "README.md").read_text()
+    assert "Bridging the Training-Inference Gap" in card
+
+
+def test_the_module_spelled_out_is_the_same_thing_and_refuses_a_used_folder(folder):
+    argv = ["-m", "trl_exbias.cli.rac", "--config", "recipe.yaml", "--max_new_tokens", "8", "--output_dir", "rac"]
+    done = call(*argv, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = call(*argv, cwd=folder)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr and "Traceback" not in again.stderr
+    resumed = call(*argv, "--resume_from_checkpoint", "true", cwd=folder)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--beta", "7"], "`beta` must be a probability"),
+        (["--max_length", "16"], "no response token within `max_length=16`"),
+        (["--prompt_template", "{{ problem }}"], "`prompt_template` uses ['problem']"),
+    ],
+)
+def test_a_users_mistake_is_one_message_without_a_traceback(folder, argv, message):
+    done = call("-m", "trl_exbias.cli.bash", "--config", "recipe.yaml", "--output_dir", "mistake", *argv, cwd=folder)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (folder / "mistake").exists()

@@ -1,0 +1,34 @@
+"""The joint objectives straight from the equations: one forward for each sequence, one log-softmax for each token."""
+
+import torch
+
+
+def sequence_nll(model, context: list[int], tokens: list[int], labels: list[int]) -> list[torch.Tensor]:
+    """−log p(label_j | context, tokens_<j) for every label that is not -100."""
+    logits = model(torch.tensor([context + tokens])).logits[0].float()
+    return [-logits[len(context) + j - 1].log_softmax(-1)[label] for j, label in enumerate(labels) if label != -100]
+
+
+def mean(values: list[torch.Tensor]) -> torch.Tensor:
+    """The token mean of a set; an empty set is zero."""
+    return torch.stack(values).mean() if values else torch.zeros(())
+
+
+def sft(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    """003 Eq. 1 over (x, y), as a token mean."""
+    return mean([nll for x, y in rows for nll in sequence_nll(model, x, y, y)])
+
+
+def bash(model, rows: list[tuple[list[int], list[int], list[int]]]) -> torch.Tensor:
+    """003 Algorithm 1: J_SFT + J_BASH over (x, y, ŷ); Eq. 5: gold labels after the mixed prefix."""
+    mixed = mean([nll for x, y, y_hat in rows for nll in sequence_nll(model, x, y_hat, y)])
+    return sft(model, [(x, y) for x, y, _ in rows]) + mixed
+
+
+def rac(model, rows: list[tuple[list[int], list[int], list[int], list[int]]]) -> torch.Tensor:
+    """003 Algorithm 2: J_SFT + J_RAC over (x, y, z, z̄); Eq. 7: only where z̄ differs from z."""
+    corrections = []
+    for x, _, z, z_bar in rows:
+        labels = [new if new != old else -100 for old, new in zip(z, z_bar, strict=True)]
+        corrections += sequence_nll(model, x, z, labels)
+    return sft(model, [(x, y) for x, y, _, _ in rows]) + mean(corrections)

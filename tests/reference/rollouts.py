@@ -1,0 +1,41 @@
+"""Rollouts straight from the equations: one token at a time, one sequence at a time, a whole forward for each token."""
+
+import torch
+
+from trl_exbias.rollouts import SamplingOptions
+from trl_exbias.rollouts.noise import add_gumbel_
+
+
+@torch.no_grad()
+def next_token(model, prefix: list[int], options: SamplingOptions, example_id: int, position: int) -> int:
+    """Draws from p(. | prefix) with the noise of (seed, example, position)."""
+    logits = model(torch.tensor([prefix])).logits[:, -1].float()
+    if options.temperature == 0:
+        return int(logits.argmax())
+    return int(add_gumbel_(logits / options.temperature, options.seed, [example_id], [position]).argmax())
+
+
+def sample(model, prompt: list[int], options: SamplingOptions, example_id: int) -> list[int]:
+    """003 Eq. 2: z_k ~ p(. | x, z_<k) until a stop token or the limit."""
+    response: list[int] = []
+    while len(response) < options.max_new_tokens:
+        response.append(next_token(model, prompt + response, options, example_id, len(response)))
+        if response[-1] in options.stop_token_ids:
+            break
+    return response
+
+
+def mix(model, prompt: list[int], reference: list[int], mask: list[bool], options, example_id: int) -> list[int]:
+    """003 Eq. 4: left to right, z_j ~ p(. | x, mixed prefix) where the mask is true, gold elsewhere."""
+    mixed: list[int] = []
+    for j, (gold, drawn) in enumerate(zip(reference, mask, strict=True)):
+        mixed.append(next_token(model, prompt + mixed, options, example_id, j) if drawn else gold)
+    return mixed
+
+
+@torch.no_grad()
+def label(model, context: list[int], continuation: list[int]) -> list[int]:
+    """003 Eq. 6: the argmax after f(x, y) and z_<j, for every j."""
+    return [
+        int(model(torch.tensor([context + continuation[:j]])).logits[0, -1].argmax()) for j in range(len(continuation))
+    ]

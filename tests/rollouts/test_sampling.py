@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from trl_exbias.rollouts import SamplingOptions
+from trl_exbias.rollouts.sampling import filter_logits_
+
+
+def kept(logits, **options):
+    filtered = filter_logits_(torch.tensor([logits]), SamplingOptions(**options))
+    return filtered[0].isfinite().tolist()
+
+
+def test_top_k_keeps_the_k_most_probable():
+    assert kept([1.0, 3.0, 2.0, 0.0], top_k=2) == [False, True, True, False]
+
+
+def test_top_k_above_the_vocabulary_keeps_all():
+    assert all(kept([1.0, 3.0], top_k=50))
+
+
+def test_top_p_keeps_the_token_that_crosses_the_line():
+    """p = 0.5, 0.3, 0.15, 0.05: 0.7 is reached by the second token, 0.5 exactly by the first."""
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
+    assert kept(logits, top_p=0.7) == [True, True, False, False]
+    assert kept(logits, top_p=0.499) == [True, False, False, False]
+    assert kept(logits, top_p=1e-9) == [True, False, False, False]
+
+
+def test_temperature_divides():
+    filtered = filter_logits_(torch.tensor([[1.0, 4.0]]), SamplingOptions(temperature=2.0))
+    assert filtered.tolist() == [[0.5, 2.0]]
+
+
+def test_top_p_acts_on_the_tempered_distribution():
+    logits = torch.tensor([0.6, 0.3, 0.1]).log().tolist()
+    assert kept(logits, top_p=0.7) == [True, True, False]
+    assert kept(logits, top_p=0.7, temperature=0.25) == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "`temperature` must be 0"),
+        ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\]"),
+        ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\]"),
+        ({"top_k": -1}, "`top_k` must be 0"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingOptions(**options)

@@ -1,0 +1,241 @@
+"""The shared layout against separate rows: the same losses, the same gradients, whatever stands beside them."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PretrainedConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from trl_exbias.branches import (
+    GOLD,
+    Branch,
+    BranchCollator,
+    BranchedExample,
+    branch_attention_mask,
+    check_shared_context,
+)
+from trl_exbias.losses import count_labels, sum_by_kind
+
+from .reference.losses import sequence_nll
+from .tiny import VOCAB_SIZE, tiny_model
+
+
+KINDS = (GOLD, "mixed", "own")
+
+
+def collator(**options) -> BranchCollator:
+    return BranchCollator(base=lambda rows: rows, kinds=KINDS, pad_token_id=0, **options)
+
+
+tokens = st.integers(1, VOCAB_SIZE - 1)
+
+
+@st.composite
+def branches(draw, kind):
+    ids = draw(st.lists(tokens, max_size=6))
+    labels = [draw(st.one_of(st.just(-100), tokens)) for _ in ids]
+    return Branch(kind, ids, labels)
+
+
+@st.composite
+def examples(draw):
+    context = draw(st.lists(tokens, min_size=1, max_size=6))
+    context_labels = [draw(st.one_of(st.just(-100), tokens)) for _ in context]
+    own = [draw(branches(draw(st.sampled_from(KINDS[1:])))) for _ in range(draw(st.integers(0, 3)))]
+    return BranchedExample(context, context_labels, [draw(branches(GOLD)), *own])
+
+
+def losses_by_kind(model, batch: dict) -> torch.Tensor:
+    """Summed NLL of each kind, through TRL's fused LM head, as the trainer computes it."""
+    inputs = {"input_ids": batch["input_ids"], "shift_labels": batch["shift_labels"]}
+    if "segment_ids" in batch:
+        inputs["position_ids"] = batch["position_ids"]
+        inputs["attention_mask"] = branch_attention_mask(batch["segment_ids"], model.config)
+    else:
+        inputs["attention_mask"] = batch["attention_mask"]
+    output = model(**inputs, fused_lm_head=True)
+    return sum_by_kind(-output.log_probs * batch["branch_weights"], batch["branch_kinds"], len(KINDS))
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(request):
+    model = tiny_model(attn_implementation=request.param)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    return model
+
+
+def random_examples(num: int, seed: int = 0) -> list[BranchedExample]:
+    generator = random.Random(seed)
+
+    def ids(low, high):
+        return [generator.randrange(1, VOCAB_SIZE) for _ in range(generator.randint(low, high))]
+
+    def branch(kind):
+        own = ids(1, 12)
+        return Branch(kind, own, [generator.choice([-100, token, generator.randrange(VOCAB_SIZE)]) for token in own])
+
+    found = []
+    for _ in range(num):
+        context = ids(1, 20)
+        found.append(BranchedExample(context, [-100] * len(context), [branch(GOLD), branch("mixed"), branch("own")]))
+    return found
+
+
+def gradients(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    model.zero_grad()
+    sums = losses_by_kind(model, batch)
+    sums.sum().backward()
+    return sums.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_losses_and_gradients_equal_separate_rows(model):
+    """To 1e-5 relative, in float32."""
+    batch = random_examples(6)
+    shared_losses, shared_gradient = gradients(model, collator().collate(batch))
+    separate_losses, separate_gradient = gradients(model, collator(shared=False).collate(batch))
+    torch.testing.assert_close(shared_losses, separate_losses, rtol=1e-5, atol=0)
+    distance = (shared_gradient - separate_gradient).norm() / separate_gradient.norm()
+    assert distance < 1e-5
+
+
+def test_losses_equal_the_reference(model):
+    batch = random_examples(3)
+    found = losses_by_kind(model, collator().collate(batch))
+    for kind, total in zip(KINDS, found, strict=True):
+        nll = [
+            value
+            for example in batch
+            for branch in example.branches
+            if branch.kind == kind
+            for value in sequence_nll(model, example.context_ids, branch.input_ids, branch.labels)
+        ]
+        torch.testing.assert_close(total, torch.stack(nll).sum(), rtol=1e-5, atol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(examples(), min_size=1, max_size=3))
+def test_any_batch_has_the_same_losses_and_labels_in_both_layouts(batch):
+    if all(len(e.context_ids) + len(b.input_ids) < 2 for e in batch for b in e.branches):
+        return  # nothing is predicted: TRL drops such rows
+    model = _property_model()
+    shared, separate = collator().collate(batch), collator(shared=False).collate(batch)
+    assert count_labels(shared["branch_kinds"], 3).tolist() == count_labels(separate["branch_kinds"], 3).tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(losses_by_kind(model, shared), losses_by_kind(model, separate), rtol=1e-4, atol=1e-4)
+
+
+_MODEL = []
+
+
+def _property_model():
+    if not _MODEL:
+        _MODEL.append(tiny_model())
+        add_fused_lm_head(_MODEL[0])
+    return _MODEL[0]
+
+
+@torch.no_grad()
+def test_order_of_branches_padding_and_batch_composition_change_nothing(model):
+    batch = random_examples(5, seed=1)
+    alone = sum(losses_by_kind(model, collator().collate([example])) for example in batch)
+    together = losses_by_kind(model, collator().collate(batch))
+    padded = losses_by_kind(model, collator(pad_to_multiple_of=64).collate(batch))
+    reordered = losses_by_kind(
+        model,
+        collator().collate(
+            [BranchedExample(e.context_ids, e.context_labels, e.branches[::-1]) for e in reversed(batch)]
+        ),
+    )
+    for other in (together, padded, reordered):
+        torch.testing.assert_close(other, alone, rtol=1e-5, atol=0)
+
+
+def test_the_layout_by_hand():
+    """x = 1 2 3, y = 4 5, ŷ = 6 7 8 with labels 4 - 9: each branch repeats 3, its last token is not read."""
+    example = BranchedExample(
+        [1, 2, 3], [-100, -100, 3], [Branch(GOLD, [4, 5], [4, 5]), Branch("mixed", [6, 7, 8], [4, -100, 9], 0.5)]
+    )
+    batch = collator(pad_to_multiple_of=4).collate([example])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 3, 6, 7, 0]]
+    assert batch["shift_labels"].tolist() == [[-100, 3, 4, 5, 4, -100, 9, -100]]
+    assert batch["branch_kinds"].tolist() == [[-1, 0, 0, 0, 1, -1, 1, -1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4, 0]]
+    assert batch["segment_ids"].tolist() == [[0, 0, 1, 1, 2, 2, 2, -1]]
+    assert batch["branch_weights"].tolist() == [[1, 1, 1, 1, 0.5, 0.5, 0.5, 0]]
+    assert batch["num_tokens"].item() == 7
+
+
+def test_the_mask_by_hand():
+    """Context c, two branches of two, one padding: a branch sees the context and itself up to now, no sibling."""
+    config = PretrainedConfig(attn_implementation="sdpa")
+    mask = branch_attention_mask(torch.tensor([[0, 1, 1, 2, 2, -1]]), config)
+    expected = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    assert mask.shape == (1, 1, 6, 6)
+    assert mask[0, 0].int().tolist() == expected
+
+
+def test_shared_rows_are_as_short_as_promised():
+    """Four branches of 10 behind 128 tokens: 127 + 4 · 10 positions instead of 4 · 137."""
+    branch = list(range(1, 11))
+    example = BranchedExample(
+        [1] * 128, [-100] * 128, [Branch(GOLD, branch, branch), *[Branch("own", branch, branch)] * 3]
+    )
+    assert collator().collate([example])["input_ids"].shape == (1, 167)
+    assert collator(shared=False).collate([example])["input_ids"].shape == (4, 137)
+
+
+def test_a_row_beyond_the_attention_window_falls_back_to_separate_rows():
+    batch = random_examples(3)
+    assert "segment_ids" in collator(window=1000).collate(batch)
+    assert "attention_mask" in collator(window=10).collate(batch)
+
+
+def test_rows_without_branches_go_to_the_base_collator():
+    rows = [{"input_ids": [1, 2], "labels": [1, 2], "context_length": 1}]
+    assert collator()(rows) == [{"input_ids": [1, 2], "labels": [1, 2]}]
+
+
+def test_features_are_split_at_the_context_length():
+    row = {
+        "input_ids": [1, 2, 3, 4],
+        "labels": [-100, -100, 3, 4],
+        "context_length": 2,
+        "branches": [{"kind": "own", "input_ids": [9], "labels": [-100], "weight": 1.0}],
+    }
+    batch = collator()([row])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 2]]
+    assert batch["shift_labels"].tolist() == [[-100, 3, 4, -100]]
+
+
+def test_a_branch_needs_one_label_for_each_token():
+    with pytest.raises(ValueError, match="got 1 labels for 2 tokens in a branch of kind 'own'"):
+        Branch("own", [1, 2], [1])
+
+
+class TestCheckSharedContext:
+    @pytest.mark.parametrize("architecture", ["qwen2", "mistral", "gemma2", "gpt2", "gpt_neo"])
+    def test_finds_nothing_in_the_way(self, architecture):
+        assert check_shared_context(tiny_model(architecture)) is None
+
+    def test_finds_position_biases_computed_from_the_mask(self):
+        assert "Bloom" in check_shared_context(tiny_model("bloom"))
+
+    def test_names_an_implementation_that_takes_no_mask(self):
+        model = tiny_model()
+        model.config._attn_implementation_internal = "flash_attention_2"
+        assert "'flash_attention_2'" in check_shared_context(model)
+
+    def test_leaves_the_model_in_training_mode(self):
+        model = tiny_model().train()
+        check_shared_context(model)
+        assert all(module.training for module in model.modules())

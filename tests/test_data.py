@@ -1,0 +1,145 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from trl_exbias.data import (
+    check_train_dataset,
+    dataset_form,
+    mark_responses,
+    split_turns,
+    stop_token_ids,
+)
+
+from .tiny import byte_tokenizer, conversations, plain_pairs
+
+
+def chat(*turns: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "form"),
+    [
+        (["prompt", "completion"], "prompt-completion"),
+        (["messages"], "messages"),
+        (["conversations"], "messages"),
+        (["text", "id"], "text"),
+        (["input_ids", "labels", "text"], "tokenized"),
+    ],
+)
+def test_the_forms_of_trl(columns, form):
+    assert dataset_form(columns, "text") == form
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "a", "answer": "b"}], r"no `completion` column \(columns: prompt, answer\)"),
+        ([{"question": "a", "answer": "b"}], r"none of the columns that hold a response \(columns: question, answer\)"),
+        (
+            [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": " "}],
+            r"1 of 2 .* empty response .*rows 1\)",
+        ),
+        ([{"messages": chat("a", "")}], "1 of 1 training rows have an empty response in `messages`"),
+        ([{"prompt": chat("a"), "completion": []}], "empty response"),
+        ([{"messages": chat("a", "b", "c")}], "do not end with an assistant turn"),
+        ([{"text": "a", "image": "b"}], "Vision datasets are not supported"),
+    ],
+)
+def test_bad_rows_get_one_clear_message(rows, message):
+    with pytest.raises(ValueError, match=message):
+        check_train_dataset(Dataset.from_list(rows), "text")
+
+
+def test_an_iterable_dataset_is_refused_with_a_way_out():
+    with pytest.raises(TypeError, match=r"`IterableDataset` cannot be rolled out.*Dataset.from_list"):
+        check_train_dataset(plain_pairs().to_iterable_dataset(), "text")
+
+
+def test_something_else_is_refused():
+    with pytest.raises(TypeError, match="must be a `datasets.Dataset`, got `list`"):
+        check_train_dataset([{"text": "a"}], "text")
+    with pytest.raises(ValueError, match="no rows"):
+        check_train_dataset(plain_pairs().select([]), "text")
+
+
+def test_many_bad_rows_are_counted_and_a_few_named():
+    rows = [{"prompt": "a", "completion": ""}] * 9
+    with pytest.raises(ValueError, match=r"9 of 9 .*\(rows 0, 1, 2, 3, 4, …\)"):
+        check_train_dataset(Dataset.from_list(rows), "text")
+
+
+class TestMarkResponses:
+    def split(self, row: dict, form: str, whole: list[int], tokenizer) -> tuple[str, str]:
+        dataset = Dataset.from_list([{**row, "input_ids": whole, "labels": whole}])
+        at = mark_responses(dataset, form, tokenizer, None, None)[0]["context_length"]
+        return tokenizer.decode(whole[:at]), tokenizer.decode(whole[at:])
+
+    def test_a_completion(self, tokenizer):
+        whole = tokenizer("2 + 2 = 4<|im_end|>")["input_ids"]
+        row = {"prompt": "2 + 2 =", "completion": " 4<|im_end|>"}
+        assert self.split(row, "prompt-completion", whole, tokenizer) == ("2 + 2 =", " 4<|im_end|>")
+
+    def test_the_last_assistant_turn_of_a_conversation(self, tokenizer):
+        messages = chat("a", "b", "c", "d")
+        whole = tokenizer.apply_chat_template(messages)["input_ids"]
+        context, response = self.split({"messages": messages}, "messages", whole, tokenizer)
+        assert context.endswith("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
+        assert response == "d<|im_end|>\n"
+
+    def test_the_last_message_of_a_long_completion(self, tokenizer):
+        row = {"prompt": chat("a"), "completion": [{"role": "assistant", "content": "b"}, *chat("c", "d")]}
+        whole = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]])["input_ids"]
+        assert self.split(row, "prompt-completion", whole, tokenizer)[1] == "d<|im_end|>\n"
+
+    def test_plain_text_is_a_response_to_its_first_token(self, tokenizer):
+        whole = tokenizer("Once")["input_ids"]
+        assert self.split({"text": "Once"}, "text", whole, tokenizer) == ("O", "nce")
+
+    def test_tokenised_data_by_its_last_labelled_stretch(self, tokenizer):
+        labels = [-100, -100, 5, 6, -100, 8, 9, -100]
+        dataset = Dataset.from_list([{"input_ids": list(range(8)), "labels": labels}])
+        assert mark_responses(dataset, "tokenized", tokenizer, None, None)[0]["context_length"] == 5
+
+    def test_tools_given_as_json_are_read(self, tokenizer):
+        messages = chat("a", "b")
+        whole = tokenizer.apply_chat_template(messages)["input_ids"]
+        row = {"messages": messages, "tools": json.dumps([])}
+        assert self.split(row, "messages", whole, tokenizer)[1] == "b<|im_end|>\n"
+
+
+def test_every_turn_becomes_a_row():
+    dataset = Dataset.from_list([{"messages": chat("a", "b", "c", "d")}, {"messages": chat("e", "f")}])
+    rows = split_turns(dataset).to_list()
+    assert [(row["prompt"][-1]["content"], row["completion"][0]["content"]) for row in rows] == [
+        ("a", "b"),
+        ("c", "d"),
+        ("e", "f"),
+    ]
+    assert [len(row["prompt"]) for row in rows] == [1, 3, 1]
+
+
+class TestStopTokens:
+    def test_the_end_of_turn_of_the_chat_template_stops_even_if_it_is_not_the_eos(self, tokenizer):
+        other = byte_tokenizer()
+        other.eos_token = "<|pad|>"
+        expected = {tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|pad|>")}
+        assert set(stop_token_ids(other, None, None)) == expected
+
+    def test_the_generation_config_may_name_several(self, tokenizer):
+        class Config:
+            eos_token_id = [3, 4]
+
+        assert set(stop_token_ids(tokenizer, Config(), None)) == {3, 4, tokenizer.eos_token_id}
+
+    def test_none_at_all_is_an_error(self):
+        tokenizer = byte_tokenizer(chat_template=None)
+        tokenizer.eos_token = None
+        with pytest.raises(ValueError, match="no EOS token"):
+            stop_token_ids(tokenizer, None, None)
+
+
+def test_the_datasets_of_these_tests_are_fine():
+    assert check_train_dataset(conversations(), "text") == "prompt-completion"
+    assert check_train_dataset(plain_pairs(), "text") == "prompt-completion"

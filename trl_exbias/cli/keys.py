@@ -1,0 +1,95 @@
+"""The keys that a training command understands, read from the sources of the installed packages.
+
+Importing the configuration classes means importing torch, which takes seconds; a mistyped key should be an answer of
+tenths. So the classes are read as text: their annotated fields, and those of their bases. A test holds the result
+against the imported classes.
+"""
+
+import ast
+import difflib
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+
+# Where the classes are defined that commands are made of, and their bases.
+_SOURCES = (
+    ("trl_exbias", "cli/data_arguments.py"),
+    ("trl_exbias", "trainers/iterative_config.py"),
+    ("trl_exbias", "trainers/bash.py"),
+    ("trl_exbias", "trainers/rac.py"),
+    ("trl", "scripts/utils.py"),
+    ("trl", "trainer/model_config.py"),
+    ("trl", "trainer/sft_config.py"),
+    ("trl", "trainer/base_config.py"),
+    ("transformers", "training_args.py"),
+)
+#: Classes behind every training command, besides the method's own config.
+COMMON_CLASSES = ("DataArguments", "ModelConfig", "DatasetMixtureConfig")
+CONFIG_CLASSES = {"bash": "BASHConfig", "rac": "RACConfig"}
+#: Keys of a recipe that are no argument: environment variables, set before anything runs.
+RECIPE_ONLY = ("env",)
+#: Flags of the launcher and the parser themselves.
+_LAUNCHER_FLAGS = ("config", "accelerate_config", "help", "h")
+
+
+def valid_keys(command: str) -> list[str]:
+    """Every argument of a training command, sorted."""
+    classes = _classes()
+    return sorted({key for name in (CONFIG_CLASSES[command], *COMMON_CLASSES) for key in _fields(name, classes)})
+
+
+def launcher_flags() -> set[str]:
+    """The flags of `accelerate launch`, without their dashes, with underscores."""
+    tree = ast.parse(_source("accelerate", "commands/launch.py"))
+    flags = {
+        argument.value.lstrip("-").replace("-", "_")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"
+        for argument in call.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value.startswith("-")
+    }
+    return flags | set(_LAUNCHER_FLAGS)
+
+
+def unknown_key_message(key: str, valid: Iterable[str]) -> str:
+    """One line on a key that does not exist, with the nearest that does."""
+    nearest = difflib.get_close_matches(key, list(valid), n=1)
+    return f"`{key}` is not a known key." + (f" Did you mean `{nearest[0]}`?" if nearest else "")
+
+
+@cache
+def _classes() -> dict[str, tuple[list[str], list[str]]]:
+    """Names of the bases and of the fields of every class in the sources."""
+    found = {}
+    for package, path in _SOURCES:
+        for node in ast.parse(_source(package, path)).body:
+            if isinstance(node, ast.ClassDef):
+                bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+                found[node.name] = bases, [name for name in map(_field_name, node.body) if name]
+    return found
+
+
+def _field_name(node: ast.stmt) -> str | None:
+    if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+        return None
+    value, annotation = node.value, ast.unparse(node.annotation)
+    if "ClassVar" in annotation:
+        return None
+    if isinstance(value, ast.Call):
+        keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+        if isinstance(keywords.get("init"), ast.Constant) and keywords["init"].value is False:
+            return None
+    return node.target.id
+
+
+def _fields(name: str, classes: dict[str, tuple[list[str], list[str]]]) -> list[str]:
+    bases, fields = classes.get(name, ([], []))
+    return [*fields, *(key for base in bases for key in _fields(base, classes))]
+
+
+def _source(package: str, path: str) -> str:
+    spec = find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
+    return Path(spec.submodule_search_locations[0], path).read_text(encoding="utf-8")

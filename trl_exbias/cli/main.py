@@ -1,0 +1,36 @@
+"""`exbias`: one command a file; a command's module is imported when it is called."""
+
+import difflib
+import importlib
+import sys
+
+
+COMMANDS = {
+    "bash": "Batch-Scheduled Sampling: train on gold and on responses mixed with the policy's own tokens",
+    "rac": "Reference-Answer-based Correction: train on gold and on the policy's corrections of its own answers",
+    "demo": "RAC and BASH on an embedded model and its own data, on a CPU, in minutes",
+    "recipes": "list, show or copy the shipped recipes",
+    "env": "versions and hardware, for a bug report",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("usage: exbias COMMAND …\n")
+        for name, what in COMMANDS.items():
+            print(f"  {name:<10} {what}")
+        print("\nexbias COMMAND --help tells more.")
+        return 0 if argv else 2
+    command, *rest = argv
+    if command not in COMMANDS:
+        nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+        print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"trl_exbias.cli.{command}").run(rest)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

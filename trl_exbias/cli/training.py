@@ -1,0 +1,130 @@
+"""What the training commands share: launching, as `trl sft` does, and the script that is launched."""
+
+import contextlib
+import importlib
+import logging
+import sys
+from typing import Any
+
+from .keys import CONFIG_CLASSES
+from .recipe import RecipeError, check_keys, exit_with, parse
+
+
+_MODULES = {"bash": "trl_exbias.trainers.bash", "rac": "trl_exbias.trainers.rac"}
+
+
+def launch(command: str, argv: list[str]) -> int:
+    """`exbias <command> …`: checks the keys, then hands over to `accelerate launch -m trl_exbias.cli.<command> …`."""
+    try:
+        launch_args = check_keys(command, argv)
+    except RecipeError as error:
+        return exit_with(error)
+    if "--help" in argv or "-h" in argv:
+        return script(command, ["--help"])
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    script_args = _without(argv, launch_args)
+    launch_args = _resolve_accelerate_config(launch_args)
+    arguments = [*launch_args, "-m", f"trl_exbias.cli.{command}", *script_args]
+    try:
+        launch_command(launch_command_parser().parse_args(arguments))
+    except SystemExit as stop:  # the launcher's way of passing a failure on
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    return 0
+
+
+def script(command: str, argv: list[str]) -> int:
+    """The training script itself, in a process that `accelerate launch` (or a user) started."""
+    try:
+        check_keys(command, argv)
+        trainer_module = importlib.import_module(_MODULES[command])
+        config_class = getattr(trainer_module, CONFIG_CLASSES[command])
+        trainer_class = getattr(trainer_module, CONFIG_CLASSES[command].replace("Config", "Trainer"))
+        from trl import DatasetMixtureConfig, ModelConfig
+
+        from .data_arguments import DataArguments
+
+        arguments = parse((DataArguments, config_class, ModelConfig, DatasetMixtureConfig), argv)
+        _train(trainer_class, *arguments)
+    except (RecipeError, ValueError, TypeError) as error:
+        if _is_users(error):
+            return exit_with(error)
+        raise
+    return 0
+
+
+def _train(trainer_class: type, data_args: Any, args: Any, model_args: Any, mixture: Any) -> None:
+    from trl import get_peft_config, get_quantization_config
+
+    from ..trainers.run_directory import check_output_dir
+    from .datasets import load_split
+    from .memory import keep_freed_memory
+
+    keep_freed_memory()
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("trl_exbias").setLevel(logging.INFO)
+    if model_args.model_name_or_path is None:
+        raise RecipeError("recipe", ["`model_name_or_path` is missing: a model id of the hub, or a folder."])
+    # Said again in `train()`, where other processes may have arrived; here, before the model and the data are loaded.
+    check_output_dir(args.output_dir, bool(args.resume_from_checkpoint), args.overwrite_output_dir)
+    args.overwrite_output_dir = False
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    wants_eval = args.eval_strategy != "no"
+    trainer = trainer_class(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=load_split(data_args, mixture, "train"),
+        eval_dataset=load_split(data_args, mixture, "test") if wants_eval else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"Model saved to {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+def _resume_from(value: str | None) -> str | bool | None:
+    """`true` on a command line or in a recipe means the newest checkpoint, as in Python."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether our own checks raised it: what goes wrong inside a library is shown with its traceback."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    return isinstance(error, RecipeError) or "trl_exbias" in traceback.tb_frame.f_globals.get("__name__", "")
+
+
+def _without(argv: list[str], taken: list[str]) -> list[str]:
+    """`argv` without the ordered subsequence `taken`."""
+    rest, waiting = [], list(taken)
+    for argument in argv:
+        if waiting and argument == waiting[0]:
+            waiting.pop(0)
+        else:
+            rest.append(argument)
+    return rest
+
+
+def _resolve_accelerate_config(launch_args: list[str]) -> list[str]:
+    """`--accelerate_config NAME` stands for `--config_file` with a path, or with one of the files that TRL ships."""
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    return resolve_accelerate_config_argument(launch_args)
+
+
+def main(command: str) -> None:
+    """Entry of `python -m trl_exbias.cli.<command>`."""
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(script(command, sys.argv[1:]))
+    sys.exit(130)

@@ -1,0 +1,115 @@
+"""RAC's prompt template f(x, y): how the reference answer is shown to the model that labels its own response.
+
+A template is jinja text with the variables `prompt` and `reference`. Without blocks, all of it is what the user says.
+With a block `user` and optionally a block `system`, a conversation gets the one as its last user turn and the other as
+its system message; plain-text data get the whole rendering.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+TEMPLATE_NAMES = ("qa", "summarization")
+_VARIABLES = {"prompt", "reference"}
+
+Message = dict[str, Any]
+
+
+class CorrectionTemplate:
+    """
+    The template f(x, y) of 003 Eq. 6, rendered in jinja's sandbox.
+
+    Args:
+        source (`str`):
+            `"qa"` or `"summarization"` (003, App. A.1), the path of a `.jinja` file, or the template itself.
+
+    Raises:
+        ValueError: for a file that does not exist, a jinja error, or a template that does not mention both variables.
+    """
+
+    def __init__(self, source: str):
+        self.name, text = _load(source)
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        try:
+            mentioned = meta.find_undeclared_variables(environment.parse(text))
+            self._template = environment.from_string(text)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(
+                f"`correction_template` {self.name} is not valid jinja: {error} (line {error.lineno})."
+            ) from error
+        missing = sorted(_VARIABLES - mentioned)
+        if missing:
+            raise ValueError(
+                f"`correction_template` {self.name} does not mention {' and '.join(f'`{{{{ {v} }}}}`' for v in missing)}: "
+                "the model must be shown both the prompt and the reference answer."
+            )
+        unknown = sorted(mentioned - _VARIABLES)
+        if unknown:
+            raise ValueError(
+                f"`correction_template` {self.name} uses unknown variables {unknown}; it is given `prompt` and "
+                "`reference`."
+            )
+        blocks = set(self._template.blocks)
+        if blocks and ("user" not in blocks or blocks - {"user", "system"}):
+            raise ValueError(
+                f"`correction_template` {self.name} has the blocks {sorted(blocks)}; with blocks, there must be one "
+                "named `user`, and there may be one named `system`."
+            )
+
+    def render_text(self, prompt: str, reference: str) -> str:
+        """f(x, y) for plain-text data."""
+        return self._template.render(prompt=prompt, reference=reference)
+
+    def render_messages(self, messages: list[Message], reference: str) -> list[Message]:
+        """
+        f(x, y) for a conversation: the reference stands in the last user turn, everything before it stays.
+
+        Raises:
+            ValueError: if the conversation has no user turn.
+        """
+        last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if last is None:
+            raise ValueError("A conversation needs a user turn to show the reference answer in.")
+        prompt = messages[last]["content"]
+        rendered = [*messages]
+        rendered[last] = {**messages[last], "content": self._block("user", prompt, reference)}
+        system = self._block("system", prompt, reference)
+        if system and messages[0]["role"] == "system":
+            rendered[0] = {**messages[0], "content": f"{messages[0]['content']}\n\n{system}"}
+        elif system:
+            rendered.insert(0, {"role": "system", "content": system})
+        return rendered
+
+    def _block(self, name: str, prompt: str, reference: str) -> str:
+        variables = {"prompt": prompt, "reference": reference}
+        if not self._template.blocks:
+            return self._template.render(variables) if name == "user" else ""
+        block = self._template.blocks.get(name)
+        return "".join(block(self._template.new_context(variables))) if block else ""
+
+
+def without_system_role(messages: list[Message]) -> list[Message]:
+    """The same conversation for a chat template that knows no system role: its text opens the next turn."""
+    if messages[0]["role"] != "system":
+        return messages
+    system, first, *rest = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _load(source: str) -> tuple[str, str]:
+    if source in TEMPLATE_NAMES:
+        return repr(source), resources.files("trl_exbias.templates").joinpath(f"{source}.jinja").read_text()
+    if "{{" in source or "\n" in source:
+        return "(given as a string)", source
+    path = Path(source)
+    if path.is_file():
+        return repr(source), path.read_text(encoding="utf-8")
+    raise ValueError(
+        f"`correction_template` {source!r} is neither one of {', '.join(map(repr, TEMPLATE_NAMES))}, nor an existing file, "
+        "nor a template (which would mention `{{ prompt }}` and `{{ reference }}`)."
+    )

@@ -1,0 +1,61 @@
+"""Losses as pure functions. All in nats; a mean is taken over the label tokens of the whole global batch.
+
+Shapes: B rows, L positions, K branch kinds.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """
+    One term of a joint objective: a weight, and the branch kinds whose label tokens form **one** mean.
+
+    `J_SFT + J_BASH` (003, Algorithm 1) is two terms, each with its own mean; a loss over a union of data sets
+    (DaD-DAgger's D_T) is one term with several kinds.
+    """
+
+    kinds: tuple[str, ...]
+    weight: float = 1.0
+
+
+def count_labels(branch_kinds: torch.Tensor, num_kinds: int) -> torch.Tensor:
+    """Number of label tokens of each kind: int64 of shape `(K,)`, from kind indices of any shape (-1: no label)."""
+    return torch.bincount(branch_kinds[branch_kinds >= 0].flatten(), minlength=num_kinds)
+
+
+def sum_by_kind(values: torch.Tensor, branch_kinds: torch.Tensor, num_kinds: int) -> torch.Tensor:
+    """Sums `values` `(B, L)` over the positions of each kind: shape `(K,)`."""
+    selected = branch_kinds >= 0
+    sums = torch.zeros(num_kinds, dtype=values.dtype, device=values.device)
+    return sums.index_add(0, branch_kinds[selected], values[selected])
+
+
+def joint_loss(
+    loss_sums: torch.Tensor, label_counts: torch.Tensor, terms: list[LossTerm], kinds: tuple[str, ...]
+) -> torch.Tensor:
+    """
+    `Σ_terms weight · (Σ_{k in term} loss_sums_k) / (Σ_{k in term} label_counts_k)`.
+
+    Args:
+        loss_sums (`torch.Tensor` of shape `(K,)`):
+            Summed token losses of each kind in **this** micro-batch.
+        label_counts (`torch.Tensor` of shape `(K,)`):
+            Label tokens of each kind in the **global** batch: every micro-batch of the accumulation window, every
+            rank. A term without any label token is a finite zero.
+        terms (`list[LossTerm]`):
+            The objective.
+        kinds (`tuple[str, ...]`):
+            Names of the K kinds.
+
+    Returns:
+        `torch.Tensor`: A scalar. Summed over the micro-batches and ranks of a global batch it is the objective.
+    """
+    # A sum over nothing would lose the graph, and a rank without labels must still take part in the backward pass.
+    total = loss_sums.sum() * 0
+    for term in terms:
+        members = [kinds.index(kind) for kind in term.kinds]
+        total = total + term.weight * loss_sums[members].sum() / label_counts[members].sum().clamp(min=1)
+    return total

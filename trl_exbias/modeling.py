@@ -1,0 +1,135 @@
+"""What the package needs to know of a causal language model: its backbone, its LM head, which attention masks it takes.
+
+Shapes: B batch, L tokens of a row, K keys, H hidden size, V vocabulary.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+def base_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The causal LM itself: a PEFT model's adapters live inside its layers, so its base model is what computes."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The part of a causal LM that ends in the last hidden states (`LlamaModel` of a `LlamaForCausalLM`)."""
+    return base_causal_lm(model).base_model
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where the model reads its input; with a `device_map`, the head may be elsewhere."""
+    return base_causal_lm(model).get_input_embeddings().weight.device
+
+
+class LMHead:
+    """
+    Turns last hidden states into logits exactly as the model's own forward does.
+
+    Architectures scale or soft-cap their logits after the projection; the names of the scales are the ones TRL 1.16's
+    fused LM head reads (`trl/trainer/utils.py`, `add_fused_lm_head`).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model.
+    """
+
+    def __init__(self, model: nn.Module):
+        base = base_causal_lm(model)
+        config = base.config.get_text_config()
+        self.projection = base.get_output_embeddings()
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.scale = _logit_scale(config)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the output embedding, padding rows included."""
+        return self.projection.out_features
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of `hidden` `(..., H)`: float32 of shape `(..., V)`."""
+        # The module is called, not its weight read: ZeRO-3 gathers a partitioned weight in the module's hooks.
+        logits = self.projection(hidden.to(self.projection.weight.device)).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def _logit_scale(config: PretrainedConfig) -> float:
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is not None:
+        return scaling if config.model_type == "hyperclovax" else 1 / scaling
+    return 1.0
+
+
+def attention_window(config: PretrainedConfig) -> int | None:
+    """
+    The shortest span, in tokens, that any layer's attention is limited to; `None` where every layer sees everything.
+
+    A hand-made 4-D mask replaces the windowed mask that the model would build, so it is right only for rows that no
+    window would cut.
+    """
+    config = config.get_text_config()
+    windows = []
+    if getattr(config, "use_sliding_window", True):
+        windows.append(getattr(config, "sliding_window", None))
+    windows.append(getattr(config, "attention_chunk_size", None))
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+        windows.append(getattr(config, "window_size", None))
+    return min((window for window in windows if window), default=None)
+
+
+MASKABLE_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+def attention_mask_4d(allowed: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """
+    Casts a boolean mask `(B, 1, L, K)`, true where a query may see a key, to the form the attention implementation takes.
+
+    `sdpa` reads booleans; `eager` adds the mask to its scores, so a boolean one would be silently wrong.
+    """
+    if config._attn_implementation == "sdpa":
+        return allowed
+    mask = torch.zeros(allowed.shape, device=allowed.device)
+    # Half precision's range: the mask may be cast to the dtype of the scores.
+    return mask.masked_fill(~allowed, torch.finfo(torch.float16).min)
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """
+    Runs the block with the model as a user would find it at inference, and puts everything back, also on an exception.
+
+    Evaluation mode switches off dropout, NEFTune noise and gradient checkpointing (all of which act in training mode
+    only); no graph is recorded; an attention implementation that takes no custom mask (FlashAttention-2) is replaced
+    by `sdpa` for the time being.
+    """
+    base = base_causal_lm(model)
+    training = [module for module in model.modules() if module.training]
+    implementation = base.config._attn_implementation
+    try:
+        model.eval()
+        if implementation not in MASKABLE_IMPLEMENTATIONS and base._supports_sdpa:
+            base.set_attn_implementation("sdpa")
+        with torch.no_grad():
+            yield
+    finally:
+        if base.config._attn_implementation != implementation:
+            base.set_attn_implementation(implementation)
+        # Module by module: a frozen part that the user keeps in evaluation mode stays in it.
+        for module in training:
+            module.training = True
+
+
+def agreement_tolerance(dtype: torch.dtype) -> float:
+    """Relative distance of hidden states below which two ways of computing them agree but for rounding."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2

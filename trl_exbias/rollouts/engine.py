@@ -1,0 +1,98 @@
+"""What a rollout engine is: three verbs, token ids in, token ids out, order kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """
+    How tokens are drawn from the policy.
+
+    Args:
+        temperature (`float`, *optional*, defaults to `1.0`):
+            The logits are divided by it; `0.0` takes the most probable token (ties: the lowest id).
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Keep the smallest set of most probable tokens whose probability reaches `top_p`. `1.0` keeps all.
+        top_k (`int`, *optional*, defaults to `0`):
+            Keep the `top_k` most probable tokens. `0` keeps all.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            `sample` ends a sequence after so many tokens.
+        stop_token_ids (`tuple[int, ...]`, *optional*):
+            `sample` ends a sequence after any of these; the stop token is kept. `mix` ignores them.
+        seed (`int`, *optional*, defaults to `0`):
+            Together with the example's id and the position in the response, the key of every random draw.
+
+    Raises:
+        ValueError: for a value outside its range; the message names the option and the range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
+        if self.top_k < 0:
+            raise ValueError(f"`top_k` must be 0 (off) or more, got {self.top_k}.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens}.")
+
+
+@runtime_checkable
+class RolloutEngine(Protocol):
+    """
+    Draws from, and labels with, a policy.
+
+    Every draw is keyed by (seed, example id, position in the response), so that the result depends neither on the
+    batch size nor on the order of the rows, the sharding or the number of processes. `example_ids` defaults to
+    `0..n-1`.
+    """
+
+    def sample(
+        self, prompts: Sequence[TokenIds], options: SamplingOptions, example_ids: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """The policy's own response to each prompt, up to and including a stop token or `max_new_tokens`."""
+        ...
+
+    def mix(
+        self,
+        prompts: Sequence[TokenIds],
+        references: Sequence[TokenIds],
+        masks: Sequence[Sequence[bool]],
+        options: SamplingOptions,
+        example_ids: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """
+        The reference with the positions where the mask is true drawn from the policy, left to right, each given the
+        mixed prefix before it (BASH Eq. 4). As long as the reference, whatever is drawn.
+        """
+        ...
+
+    def label(self, contexts: Sequence[TokenIds], continuations: Sequence[TokenIds]) -> list[list[int]]:
+        """The most probable token (ties: the lowest id) at every position of each continuation, given what precedes."""
+        ...
+
+
+def check_prompts(prompts: Sequence[TokenIds], *others: Sequence, example_ids: Sequence[int] | None) -> list[int]:
+    """Validates an engine call's lists and returns the example ids, `0..n-1` by default."""
+    ids = list(range(len(prompts))) if example_ids is None else list(example_ids)
+    lengths = {len(prompts), len(ids), *map(len, others)}
+    if len(lengths) != 1:
+        raise ValueError(f"All lists of one call must have the same length, got lengths {sorted(lengths)}.")
+    for index, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(
+                f"Prompt {index} is empty: a causal language model needs at least one token to start from."
+            )
+    return ids

@@ -1,0 +1,63 @@
+"""Choosing tokens: temperature, top-k, top-p, and the Gumbel-max draw with keyed noise."""
+
+import torch
+
+from ..modeling import LMHead
+from .engine import SamplingOptions
+from .noise import add_gumbel_
+
+
+# Logits that exist at one time: 2^24 floats are 64 MiB.
+_CHUNK_ELEMENTS = 1 << 24
+
+
+def choose_tokens(
+    head: LMHead, hidden: torch.Tensor, options: SamplingOptions, example_ids: list[int], positions: list[int]
+) -> list[int]:
+    """
+    One token for each row of `hidden`, drawn as `options` say with the noise of `(seed, example id, position)`.
+
+    Args:
+        head ([`LMHead`]): Turns hidden states into logits.
+        hidden (`torch.Tensor` of shape `(rows, hidden_size)`): Last hidden states.
+        example_ids (`list[int]`), positions (`list[int]`): The key of each row's draw.
+
+    Returns:
+        `list[int]`: The tokens.
+    """
+    chosen = []
+    for rows in logit_chunks(hidden, head.vocab_size):
+        scores = filter_logits_(head(hidden[rows]), options)
+        if options.temperature > 0:
+            add_gumbel_(scores, options.seed, example_ids[rows], positions[rows])
+        chosen.append(scores.argmax(-1))
+    return torch.cat(chosen).tolist() if chosen else []
+
+
+def most_probable(head: LMHead, hidden: torch.Tensor) -> torch.Tensor:
+    """The argmax of each row's logits (ties: the lowest id), never holding more than one chunk of logits."""
+    if len(hidden) == 0:
+        return torch.empty(0, dtype=torch.long, device=hidden.device)
+    return torch.cat([head(hidden[rows]).argmax(-1) for rows in logit_chunks(hidden, head.vocab_size)])
+
+
+def logit_chunks(hidden: torch.Tensor, vocab_size: int) -> list[slice]:
+    """Slices of `hidden`'s rows that are small enough for their logits to be held at once."""
+    step = max(1, _CHUNK_ELEMENTS // vocab_size)
+    return [slice(start, start + step) for start in range(0, len(hidden), step)]
+
+
+def filter_logits_(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
+    """Applies temperature, then top-k, then top-p to float32 `logits` `(rows, V)`, in place where possible."""
+    if options.temperature > 0:
+        logits /= options.temperature
+    if 0 < options.top_k < logits.size(-1):
+        kth = logits.topk(options.top_k).values[:, -1:]
+        logits.masked_fill_(logits < kth, float("-inf"))
+    if options.top_p < 1:
+        ordered, order = logits.sort(descending=True, stable=True)
+        probabilities = ordered.softmax(-1)
+        # A token stays while the mass before it is below top_p: the one that crosses the line is kept.
+        outside = probabilities.cumsum(-1) - probabilities >= options.top_p
+        logits.masked_fill_(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
+    return logits

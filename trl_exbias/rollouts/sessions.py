@@ -1,0 +1,124 @@
+"""Batches of sequences in the middle of being read or written: where each row stands, and its keys and values."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from ..modeling import attention_mask_4d, backbone, base_causal_lm, model_device
+from .batching import token_batches
+from .cache import RaggedCache
+
+
+# Prompts are read in groups of similar length, at least so many tokens at once: enough to keep the device busy.
+_PREFILL_TOKENS = {"cpu": 1024}
+_PREFILL_TOKENS_ELSEWHERE = 16384
+
+
+class RaggedSession:
+    """A batch behind one [`RaggedCache`]: every step runs a window of each row, wherever the row stands."""
+
+    def __init__(self, model: nn.Module, pad_token_id: int, rows: int, length: int):
+        config = base_causal_lm(model).config
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.config = config
+        self.length = length
+        # One slot more than there are tokens: what pads a window is written there, where no token looks.
+        self.cache = RaggedCache(config.get_text_config().num_hidden_layers, rows, length + 1)
+
+    def prefill(self, sequences: list[list[int]]) -> torch.Tensor:
+        """Reads the start of every row; returns the hidden state of each one's last token, `(B, H)`."""
+        device = model_device(self.model)
+        budget = _PREFILL_TOKENS.get(device.type, _PREFILL_TOKENS_ELSEWHERE)
+        last: list[torch.Tensor | None] = [None] * len(sequences)
+        for rows in token_batches([len(sequence) for sequence in sequences], budget):
+            # Right padding needs no mask: it stands behind every token that is asked for, and is overwritten.
+            tokens = pad_right([sequences[row] for row in rows], self.pad_token_id)
+            self.cache.write_start(torch.tensor(rows, device=device), tokens.size(1))
+            hidden = read(
+                self.model,
+                input_ids=tokens,
+                position_ids=torch.arange(tokens.size(1)).unsqueeze(0),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+            for i, row in enumerate(rows):
+                last[row] = hidden.last_hidden_state[i, len(sequences[row]) - 1]
+        return torch.stack(last)
+
+    def step(self, tokens: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        """Last hidden states `(B, W, H)` of `tokens` `(B, W)`, row b standing at positions `starts[b]`, `+1`, …"""
+        device = model_device(self.model)
+        positions = torch.tensor(starts).unsqueeze(1) + torch.arange(tokens.size(1))
+        slots = positions.clamp(max=self.length).to(device)
+        self.cache.write(slots)
+        allowed = torch.arange(self.cache.cursor.visible, device=device) <= slots.unsqueeze(-1)
+        output = read(
+            self.model,
+            input_ids=tokens,
+            attention_mask=attention_mask_4d(allowed.unsqueeze(1), self.config),
+            position_ids=positions.clamp(max=self.length - 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def keep(self, rows: list[int]) -> None:
+        self.cache.keep(torch.tensor(rows, device=model_device(self.model)))
+
+
+class DenseSession:
+    """A batch of rows that all stand at the same position, behind the model's own kind of cache."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.cache = DynamicCache(config=base_causal_lm(model).config)
+
+    def prefill(self, sequences: list[list[int]]) -> torch.Tensor:
+        return self.step(torch.tensor([[*sequence] for sequence in sequences]))[:, -1]
+
+    def step(self, tokens: torch.Tensor, starts: list[int] | None = None) -> torch.Tensor:
+        output = read(self.model, input_ids=tokens, past_key_values=self.cache, use_cache=True)
+        return output.last_hidden_state
+
+    def keep(self, rows: list[int]) -> None:
+        self.cache.batch_select_indices(torch.tensor(rows, device=model_device(self.model)))
+
+
+def pad_right(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Sequences of different length as one `(rows, longest)` tensor."""
+    width = max(map(len, sequences))
+    return torch.tensor([[*sequence, *[value] * (width - len(sequence))] for sequence in sequences])
+
+
+def read(model: nn.Module, **inputs):
+    """The backbone's output for `inputs`, moved to where the model begins."""
+    device = model_device(model)
+    moved = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
+    return backbone(model)(**moved)
+
+
+def read_along(
+    model: nn.Module, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], pad_token_id: int
+) -> torch.Tensor:
+    """
+    One teacher-forced pass over contexts and (non-empty) continuations.
+
+    Returns:
+        `torch.Tensor` of shape `(sum of continuation lengths, hidden_size)`: the hidden state that predicts each
+        continuation token, row after row.
+    """
+    # The last token of a continuation is predicted, never read.
+    sequences = [[*context, *rest[:-1]] for context, rest in zip(contexts, continuations, strict=True)]
+    lengths = torch.tensor([[len(context), len(whole)] for context, whole in zip(contexts, sequences, strict=True)])
+    positions = torch.arange(int(lengths.max()))
+    output = read(
+        model,
+        input_ids=pad_right(sequences, pad_token_id),
+        attention_mask=(positions < lengths[:, 1:]).long(),
+        use_cache=False,
+    )
+    wanted = (positions >= lengths[:, :1] - 1) & (positions < lengths[:, 1:])
+    return output.last_hidden_state[wanted.to(output.last_hidden_state.device)]

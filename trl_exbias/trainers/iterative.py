@@ -1,0 +1,452 @@
+"""The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`.
+
+Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on are all in this file: `Trainer`'s
+`_run_epoch`, `_init_training_state`, `_get_dataloader`, `_get_num_items_in_batch`, `_save_checkpoint`, and
+`SFTTrainer`'s `_prepare_dataset`, `_set_signature_columns_if_needed`, `_metrics`, `_total_train_tokens`, `_tp_size`.
+"""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoProcessor, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from trl import SFTTrainer
+
+from ..branches import GOLD, Branch, BranchCollator, branch_attention_mask, check_shared_context
+from ..data import (
+    CONTEXT_LENGTH,
+    Example,
+    check_prepared,
+    check_tokenizer,
+    check_train_dataset,
+    mark_responses,
+    response_lengths,
+    split_turns,
+    stop_token_ids,
+)
+from ..fingerprint import rows_fingerprint
+from ..joint_dataset import JointDataset
+from ..losses import LossTerm, count_labels, joint_loss, sum_by_kind
+from ..modeling import attention_window, base_causal_lm
+from ..rollouts import RolloutEngine, SamplingOptions, TransformersEngine
+from .iterative_config import IterativeSFTConfig
+from .joint_sums import JointSums
+from .plan import JOINT, Phase, PlannedEpoch, RunPlan
+from .rollout_phase import RolloutPhase, RolloutStats
+from .run_directory import RunRecorder, check_output_dir
+from .schedule import restarting_schedule
+
+
+logger = logging.getLogger(__name__)
+
+
+class IterativeSFTTrainer(SFTTrainer):
+    """
+    Trains on gold data, then, iteration by iteration, on gold data and the policy's own rollouts together.
+
+    Differs from [`~trl.SFTTrainer`] in what a run is: `sft_epochs` of SFT, then `num_iterations` times a rollout phase
+    and `num_train_epochs` of joint training, in one `train()` with one step axis and one learning-rate schedule. A
+    method is a subclass that implements [`~IterativeSFTTrainer.build_branches`] (what to roll out, how to label it) and
+    names its branch kinds; the joint objective is by default
+
+    `J = sft_weight · mean over gold labels + Σ_kinds rollout_weight · mean over the kind's labels`,
+
+    each mean over the label tokens of the whole global batch.
+
+    Requirements: a decoder-only model; a map-style dataset in one of TRL's forms; no packing.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            As in [`~trl.SFTTrainer`].
+        args ([`IterativeSFTConfig`], *optional*):
+            Settings. TRL's own [`~trl.SFTConfig`] is accepted, with the loop's settings at their defaults.
+        data_collator (`None`):
+            Not supported: branches have their own layout.
+        train_dataset ([`~datasets.Dataset`]), eval_dataset, processing_class, **kwargs:
+            As in [`~trl.SFTTrainer`].
+
+    Raises:
+        TypeError, ValueError: for data or settings that cannot be trained on, before the model is loaded where possible.
+    """
+
+    _tag_names = ["trl-exbias", "iterative-sft"]
+    _name = "Iterative SFT"
+    config_class = IterativeSFTConfig
+    #: Kinds of the branches that `build_branches` returns, besides `"gold"`.
+    branch_kinds: tuple[str, ...] = ("rollout",)
+    #: Forms of data (see `data.dataset_form`) in which the method makes sense.
+    dataset_forms: tuple[str, ...] = ("prompt-completion", "messages", "text", "tokenized")
+    #: How many calls of the engine `build_branches` makes for a row: what the progress bar counts by.
+    engine_calls_per_row = 1
+
+    def __init__(
+        self,
+        model: Any,
+        args: IterativeSFTConfig | TrainingArguments | None = None,
+        data_collator: None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ):
+        args = self._as_config(model, args)
+        for name, value in (("data_collator", data_collator), ("compute_loss_func", kwargs.get("compute_loss_func"))):
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` is not supported: branches have their own layout and loss. To change them, subclass "
+                    f"{type(self).__name__}."
+                )
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required.")
+        form = check_train_dataset(train_dataset, args.dataset_text_field, kwargs.get("formatting_func") is not None)
+        if form not in self.dataset_forms:
+            raise ValueError(
+                f"{type(self).__name__} needs data in the form {' or '.join(self.dataset_forms)}; this dataset is of the "
+                f"form {form} (columns: {', '.join(train_dataset.column_names)})."
+            )
+        self._dataset_form = form
+        if processing_class is None and isinstance(model, str):
+            # Loaded ahead of the weights, so that a tokenizer that cannot do the job is found before they are.
+            processing_class = AutoProcessor.from_pretrained(
+                model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
+            )
+        if processing_class is not None:
+            check_tokenizer(processing_class, args, train_dataset, form)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # Every loss here is a token mean over the global batch; without this, models whose forward takes no loss
+        # arguments would fall back to a mean of micro-batch means.
+        self.model_accepts_loss_kwargs = True
+        self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, self.chat_template)
+        self._reject_unsupported()
+        config = base_causal_lm(self.model).config
+        self.kinds = (GOLD, *self.branch_kinds)
+        self.data_collator = BranchCollator(
+            base=self.data_collator,
+            kinds=self.kinds,
+            pad_token_id=self._tokenizer.pad_token_id,
+            window=attention_window(config),
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+        self.rollout_stats = RolloutStats()
+        self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset)
+        self._report_cut_responses()
+        self.plan: RunPlan | None = None
+        self._iteration = 0
+        self._phase_started = 0.0
+        self._layout_decided = False
+        self._joint_data: torch.utils.data.Dataset = self.train_dataset
+        self._joint_sums = JointSums(self.kinds)
+
+    # What a method is
+
+    def build_branches(
+        self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
+    ) -> list[list[Branch]]:
+        """
+        Rolls out some examples with the current policy and labels what came out. **Implement this in a method.**
+
+        Args:
+            examples (`list[Example]`): Rows of the training data; [`Example`] has their token ids and their columns.
+            engine ([`RolloutEngine`]): Draws from and labels with the current policy: `sample`, `mix`, `label`.
+            options ([`SamplingOptions`]): The configured sampling, with this iteration's seed.
+
+        Returns:
+            `list[list[Branch]]`: For each example, its branches besides gold; none is fine.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what to roll out: implement `build_branches`.")
+
+    def loss_terms(self) -> list[LossTerm]:
+        """The joint objective: by default one mean over gold labels and one over each other kind's."""
+        rollouts = [LossTerm((kind,), self.args.rollout_weight) for kind in self.branch_kinds]
+        return [LossTerm((GOLD,), self.args.sft_weight), *rollouts]
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether there is anything to roll out. Where not, joint training is SFT."""
+        return self.args.num_iterations > 0
+
+    def iterations_in_use(self, iteration: int) -> list[int]:
+        """Iterations whose rollouts the joint training of `iteration` uses: by default its own alone."""
+        return [iteration]
+
+    def sampling_options(self, seed: int) -> SamplingOptions:
+        """The configured sampling, with the seed of an iteration."""
+        return SamplingOptions(
+            temperature=self.args.temperature,
+            top_p=self.args.top_p,
+            top_k=self.args.top_k,
+            max_new_tokens=getattr(self.args, "max_new_tokens", 256),
+            stop_token_ids=self.stop_token_ids,
+            seed=seed,
+        )
+
+    @contextlib.contextmanager
+    def make_engine(self, on_progress: Callable[[int, int], None]) -> Iterator[RolloutEngine]:
+        """The configured rollout engine, for the length of a rollout phase."""
+        yield TransformersEngine(
+            self.model,
+            pad_token_id=self._tokenizer.pad_token_id,
+            max_batch_tokens=self.args.rollout_batch_tokens,
+            autocast=self.accelerator.autocast,
+            on_progress=on_progress,
+        )
+
+    # Data
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if dataset_name != "train":
+            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        form = self._dataset_form
+        if args.rollout_turns == "all" and form in ("messages", "prompt-completion"):
+            dataset, self.completion_only_loss = split_turns(dataset), True
+        prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        check_prepared(dataset, prepared, args.max_length)
+        return mark_responses(prepared, form, processing_class, self.chat_template, args.dataset_num_proc)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        for column in (CONTEXT_LENGTH, "branches"):
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
+
+    def _report_cut_responses(self) -> None:
+        cut = int((self.response_lengths == 0).sum())
+        if cut:
+            logger.warning(
+                f"{cut} of {len(self.response_lengths)} rows keep no token of their last response within "
+                f"`max_length={self.args.max_length}`: they are trained on their gold labels and never rolled out."
+            )
+
+    # The plan
+
+    def set_initial_training_values(self, args, dataloader):
+        rows = len(self.train_dataset)
+        joint_rows = rows
+        if self.rolls_out and args.sft_weight == 0 and args.num_rollouts is not None:
+            joint_rows = min(args.num_rollouts, int((self.response_lengths > 0).sum()))
+        phases = [Phase(0, args.sft_epochs, rows)]
+        epochs = args.epochs_per_iteration or [args.num_train_epochs] * args.num_iterations
+        phases += [Phase(i, num_epochs, joint_rows) for i, num_epochs in enumerate(epochs, start=1)]
+        self.plan = RunPlan(phases, self._batches_per_epoch, args.gradient_accumulation_steps, args.max_steps)
+        first = self.plan.epochs[0]
+        return (
+            len(self.plan.epochs),
+            first.num_updates,
+            first.num_rows,
+            self.plan.num_samples,
+            self.get_total_train_batch_size(args),
+            first.num_batches,
+            self.plan.total_steps,
+        )
+
+    def _batches_per_epoch(self, num_rows: int) -> int:
+        """Batches that a loader of so many rows gives to each process (the arithmetic of `DataLoader` and accelerate)."""
+        args, processes = self.args, self.accelerator.num_processes
+        divide = math.floor if args.dataloader_drop_last else math.ceil
+        batches = divide(num_rows / self._train_batch_size)
+        return batches if args.accelerator_config.split_batches else divide(batches / processes)
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
+        super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        epoch, updates = self.plan.locate(self.state.global_step)
+        return epoch, 0 if self.args.ignore_data_skip else updates * self.args.gradient_accumulation_steps
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if not self.args.restart_lr_schedule or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = restarting_schedule(self.args, optimizer, self.plan.segments())
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # The loop
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        Runs the whole plan; see [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: if `output_dir` holds another run and neither resuming nor overwriting was asked for.
+        """
+        if self.is_world_process_zero():
+            check_output_dir(self.args.output_dir, bool(resume_from_checkpoint), self.args.overwrite_output_dir)
+        self.accelerator.wait_for_everyone()
+        self.data_fingerprint = rows_fingerprint(self.train_dataset)
+        recorder = RunRecorder({"method": self._name, "data": self.data_fingerprint, "rows": len(self.train_dataset)})
+        self.add_callback(recorder)
+        self._iteration = -1
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.remove_callback(recorder)
+
+    def _run_epoch(self, *, model, epoch, train_dataloader, trial, **kwargs):
+        entry = self.plan.epochs[epoch]
+        if entry.iteration != self._iteration:
+            self._begin_phase(model, entry, trial)
+        if entry.phase == JOINT and self.rolls_out:
+            train_dataloader = self._joint_dataloader()
+            self.callback_handler.train_dataloader = train_dataloader
+        kwargs |= {"steps_in_epoch": entry.num_batches, "num_update_steps_per_epoch": entry.num_updates}
+        super()._run_epoch(model=model, epoch=epoch, train_dataloader=train_dataloader, trial=trial, **kwargs)
+        following = self.plan.epochs[epoch + 1 : epoch + 2]
+        if not following or following[0].iteration != entry.iteration or self.control.should_training_stop:
+            self.log_now({f"seconds/{entry.phase}": time.perf_counter() - self._phase_started})
+
+    def _begin_phase(self, model, entry: PlannedEpoch, trial) -> None:
+        self._iteration = entry.iteration
+        if entry.phase == JOINT and self.rolls_out:
+            self._use_rollouts(model, entry, trial)
+        self._phase_started = time.perf_counter()
+
+    def _use_rollouts(self, model, entry: PlannedEpoch, trial) -> None:
+        """Rolls out with the policy at hand, or reads what it rolled out before the run was interrupted."""
+        first_step = min(e.first_step for e in self.plan.epochs if e.iteration == entry.iteration)
+        parts = []
+        for iteration in self.iterations_in_use(entry.iteration):
+            phase = RolloutPhase(self, iteration)
+            if iteration == entry.iteration and self.state.global_step == first_step:
+                self._save_before_rollouts(model, trial)
+                parts.append(phase.run(policy_step=first_step))
+            else:
+                begun = min(e.first_step for e in self.plan.epochs if e.iteration == iteration)
+                parts.append(phase.load(policy_step=begun))
+        if not self._layout_decided:
+            self._decide_layout()
+        # Without a gold term, rows that were not rolled out have no loss.
+        rows = RolloutPhase(self, entry.iteration).rows() if self.args.sft_weight == 0 else None
+        self._joint_data = JointDataset(self.train_dataset, parts, rows)
+
+    def _save_before_rollouts(self, model, trial) -> None:
+        # A rollout cannot be made again by a policy that has moved on: a run that saves at all saves here too, so that
+        # one killed during the phase comes back to it with these very weights.
+        step = self.state.global_step
+        wanted = self.args.save_strategy != "no" and not self.args.save_only_model and step > 0
+        if wanted and not Path(self._get_output_dir(trial), f"checkpoint-{step}").is_dir():
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _joint_dataloader(self) -> DataLoader:
+        # One prepared loader at a time: accelerate keeps a reference to each, and would save all their states.
+        self.accelerator._dataloaders.clear()
+        return self._get_dataloader(
+            dataset=self._joint_data,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _decide_layout(self) -> None:
+        """Branches share the encoding of their context unless something in the way is named here."""
+        self._layout_decided = True
+        reason = None
+        if self.aux_loss_enabled:
+            reason = "the load-balancing loss of a mixture of experts reads a 2-D mask"
+        elif self.args.neftune_noise_alpha:
+            reason = "NEFTune scales its noise by the length of the row"
+        else:
+            with self.accelerator.autocast():
+                reason = check_shared_context(self.model)
+        if reason is not None:
+            self.data_collator.shared = False
+            logger.warning(
+                f"Every branch is trained as a row of its own: {reason}. The loss is the same, at more tokens."
+            )
+
+    # The loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        if not batch_samples or "branch_kinds" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = sum(count_labels(batch["branch_kinds"].to(device), len(self.kinds)) for batch in batch_samples)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return counts
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "branch_kinds" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert not return_outputs, "joint batches are for training only"
+        inputs = dict(inputs)
+        kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
+        num_tokens = inputs.pop("num_tokens")
+        segment_ids = inputs.pop("segment_ids", None)
+        if segment_ids is not None:
+            inputs["attention_mask"] = branch_attention_mask(segment_ids, base_causal_lm(self.model).config)
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        token_losses = -outputs.log_probs
+        if self.args.loss_type == "dft":
+            token_losses = token_losses * outputs.log_probs.exp().detach()
+        loss_sums = sum_by_kind(token_losses * weights, kinds, len(self.kinds))
+        label_counts = count_labels(kinds, len(self.kinds))
+        counts = label_counts if num_items_in_batch is None else num_items_in_batch
+        loss = joint_loss(loss_sums, counts, self.loss_terms(), self.kinds)
+        # As in SFTTrainer: the counts are of every rank, and DDP averages the gradients over the ranks.
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self._tp_size)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+        self._joint_sums.add(loss_sums, label_counts, outputs.entropy.sum(), outputs.is_top1.sum(), num_tokens)
+        return loss
+
+    # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            metrics, tokens = self._joint_sums.pop(self.accelerator)
+            if metrics:
+                self._total_train_tokens += tokens // self._tp_size
+                metrics["num_tokens"] = self._total_train_tokens
+                self._metrics["train"].update({name: [value] for name, value in metrics.items()})
+        super().log(logs, start_time)
+
+    def log_now(self, logs: dict[str, float]) -> None:
+        """Logs these values alone, between two steps."""
+        # Past SFTTrainer's `log`, which would attach, and forget, the averages of an interval that is still running.
+        Trainer.log(self, logs)
+
+    # Checks
+
+    @classmethod
+    def _as_config(cls, model: Any, args: TrainingArguments | None) -> IterativeSFTConfig:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
+        if isinstance(args, cls.config_class):
+            return args
+        if isinstance(args, IterativeSFTConfig):
+            raise TypeError(f"{cls.__name__} takes a {cls.config_class.__name__}, got a {type(args).__name__}.")
+        return cls.config_class.from_training_arguments(args)
+
+    def _reject_unsupported(self) -> None:
+        if self._is_vlm:
+            raise ValueError(
+                "Vision-language models are not supported: pass the tokenizer and the language model alone."
+            )
+        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError(
+                "Prompt-learning adapters (prefix or prompt tuning) are not supported: their virtual tokens have no place "
+                "in a row of branches. Use LoRA."
+            )
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError("Context and sequence parallelism are not supported together with branches.")

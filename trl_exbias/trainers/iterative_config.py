@@ -1,0 +1,158 @@
+"""Configuration of the iterative trainers."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+
+ENGINES = ("transformers",)
+TURNS = ("last", "all")
+
+
+@dataclass
+class IterativeSFTConfig(SFTConfig):
+    """
+    Configuration of the [`IterativeSFTTrainer`]: every argument of [`~trl.SFTConfig`], and the loop's own.
+
+    > [!NOTE]
+    > `num_train_epochs` counts the epochs of **each iteration** and defaults to `1`. `bf16` defaults to `False` on a
+    > machine without an accelerator.
+
+    Raises:
+        ValueError: before anything is loaded, with every invalid value and invalid combination at once.
+    """
+
+    # The method's own settings that tell rollouts apart; an interrupted run may only be resumed with the same ones.
+    _rollout_settings = ("temperature", "top_p", "top_k", "num_rollouts", "rollout_turns", "max_length")
+
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Epochs of joint training on gold and rollouts in each iteration."}
+    )
+    num_iterations: int = field(
+        default=1, metadata={"help": "Iterations: roll out with the current policy, then train on gold and rollouts."}
+    )
+    sft_epochs: float = field(
+        default=1.0,
+        metadata={"help": "Epochs of plain SFT before the first rollout. 0 where the model is an SFT model already."},
+    )
+    epochs_per_iteration: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs of each iteration, where they differ; one number an iteration. Default: `num_train_epochs`."
+        },
+    )
+    num_rollouts: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows rolled out in each iteration, drawn anew each time; the others train on gold. Default: all."
+        },
+    )
+    rollout_engine: str = field(
+        default="transformers",
+        metadata={"help": "What rolls out: 'transformers' (the training model, in place).", "choices": list(ENGINES)},
+    )
+    rollout_batch_tokens: int = field(
+        default=16384,
+        metadata={"help": "Tokens of one rollout batch with padding; halved by itself when memory runs out."},
+    )
+    rollout_turns: str = field(
+        default="last",
+        metadata={
+            "help": "Which assistant turns of a conversation are responses: the 'last' one, or 'all', each as a row of "
+            "its own (trained on that turn alone).",
+            "choices": list(TURNS),
+        },
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the rollouts; 0 is greedy."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Nucleus of the rollouts' sampling; 1 is the whole distribution."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Most probable tokens that rollouts are drawn from; 0 is all."})
+    sft_weight: float = field(default=1.0, metadata={"help": "Weight of the gold response's loss in joint training."})
+    rollout_weight: float = field(default=1.0, metadata={"help": "Weight of the rollouts' loss in joint training."})
+    restart_lr_schedule: bool = field(
+        default=False,
+        metadata={
+            "help": "Restart the learning-rate schedule, warm-up included, with each phase instead of planning it over all."
+        },
+    )
+    num_rollouts_to_print: int = field(
+        default=3, metadata={"help": "Sample rollouts shown after each rollout phase (needs `rich`); 0 for none."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove the run that `output_dir` holds instead of refusing to start."}
+    )
+
+    def __post_init__(self):
+        # First of all: TRL's own checks come with a hardware check that would hide these mistakes.
+        problems = self.problems()
+        if problems:
+            lines = "\n".join(f"- {problem}" for problem in problems)
+            raise ValueError(f"{type(self).__name__}: {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
+        if self.bf16 is None and not self.fp16 and not torch.accelerator.is_available():
+            self.bf16 = False
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """Every invalid value and combination, as one line each: what was given, what is allowed, what to do."""
+        found = [
+            f"`{name}` must be {allowed}, got {getattr(self, name)!r}."
+            for name, is_valid, allowed in (
+                ("num_iterations", _number(self.num_iterations) >= 0, "0 or more"),
+                ("sft_epochs", _number(self.sft_epochs) >= 0, "0 or more"),
+                (
+                    "num_rollouts",
+                    self.num_rollouts is None or _number(self.num_rollouts) >= 1,
+                    "at least 1, or None for all rows",
+                ),
+                ("rollout_engine", self.rollout_engine in ENGINES, f"one of {', '.join(ENGINES)}"),
+                ("rollout_batch_tokens", _number(self.rollout_batch_tokens) >= 1, "at least 1"),
+                ("rollout_turns", self.rollout_turns in TURNS, f"one of {', '.join(TURNS)}"),
+                ("temperature", _number(self.temperature) >= 0, "0 (greedy) or more"),
+                ("top_p", 0 < _number(self.top_p) <= 1, "in (0, 1]"),
+                ("top_k", _number(self.top_k) >= 0, "0 (off) or more"),
+                ("sft_weight", _number(self.sft_weight) >= 0, "0 or more"),
+                ("rollout_weight", _number(self.rollout_weight) >= 0, "0 or more"),
+                ("num_rollouts_to_print", _number(self.num_rollouts_to_print) >= 0, "0 or more"),
+            )
+            if not is_valid
+        ]
+        epochs = self.epochs_per_iteration
+        if epochs is not None and (len(epochs) != self.num_iterations or not all(_number(e) > 0 for e in epochs)):
+            found.append(
+                f"`epochs_per_iteration` must be one positive number for each of the {self.num_iterations} iterations, "
+                f"got {epochs!r}."
+            )
+        for name, reason in (
+            ("packing", "a packed row mixes several contexts; branches share one context already"),
+            ("padding_free", "it flattens a batch into one row, which branches cannot share"),
+        ):
+            if getattr(self, name):
+                found.append(f"`{name}=True` is not supported together with branches ({reason}). Set `{name}=False`.")
+        if self.truncation_mode != "keep_start":
+            found.append(
+                f"`truncation_mode={self.truncation_mode!r}` would cut the prompt; only 'keep_start' is supported."
+            )
+        if self.label_smoothing_factor:
+            found.append("`label_smoothing_factor` is not supported: it needs the full logits, which are never built.")
+        if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:
+            found.append("`num_iterations=0` and `sft_epochs=0` leave nothing to train.")
+        return found
+
+    def rollout_settings(self) -> dict[str, Any]:
+        """The settings that the rollouts of a run depend on."""
+        return {name: getattr(self, name) for name in self._rollout_settings}
+
+    @classmethod
+    def from_training_arguments(cls, args: TrainingArguments):
+        """The same settings with this class's own at their defaults: TRL's [`~trl.SFTConfig`] is accepted as it is."""
+        own = {f.name for f in fields(cls) if f.init}
+        return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init and f.name in own})
+
+
+def _number(value: Any) -> float:
+    """`value` if it is a number, else NaN, which fails every comparison."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")

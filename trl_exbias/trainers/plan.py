@@ -1,0 +1,127 @@
+"""The whole run as one list of epochs: what the LR schedule, the progress bar and a resumed run go by.
+
+`Trainer` plans for epochs of equal length. Here they differ in their data and, with fractional epochs or methods that
+drop rows, in their length, so the plan is made once, up front, from row counts alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+SFT = "sft"
+JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class PlannedEpoch:
+    """
+    One pass over the data of a phase.
+
+    Args:
+        iteration (`int`): 0 for the SFT phase, 1.. for the joint phases.
+        first_step (`int`): Global step (optimizer updates done) at which it begins.
+        num_updates (`int`): Optimizer updates in it.
+        num_batches (`int`): Batches that one process takes for them.
+        num_rows (`int`): Rows of its data set.
+    """
+
+    iteration: int
+    first_step: int
+    num_updates: int
+    num_batches: int
+    num_rows: int
+
+    @property
+    def phase(self) -> str:
+        return SFT if self.iteration == 0 else JOINT
+
+    @property
+    def last_step(self) -> int:
+        return self.first_step + self.num_updates
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the plan is made from: `num_epochs` (possibly fractional) over `num_rows` rows."""
+
+    iteration: int
+    num_epochs: float
+    num_rows: int
+
+
+class RunPlan:
+    """
+    Lays the phases of a run out as epochs.
+
+    Args:
+        phases (`list[Phase]`):
+            In order. A fractional number of epochs ends in a shortened one, as in `Trainer`.
+        batches_per_epoch (`Callable[[int], int]`):
+            Batches that one process draws from a data set of so many rows.
+        gradient_accumulation_steps (`int`):
+            Batches of one optimizer update.
+        max_steps (`int`, *optional*, defaults to `-1`):
+            If positive, the number of updates in all: a longer plan is cut, a shorter one goes on with further epochs
+            of its last phase.
+    """
+
+    def __init__(
+        self,
+        phases: list[Phase],
+        batches_per_epoch: Callable[[int], int],
+        gradient_accumulation_steps: int,
+        max_steps: int = -1,
+    ):
+        self.epochs: list[PlannedEpoch] = []
+        self._accumulation = gradient_accumulation_steps
+        self._batches_per_epoch = batches_per_epoch
+        for phase in phases:
+            budget = math.ceil(phase.num_epochs * self._updates(phase.num_rows))
+            self._append(phase, budget)
+        if max_steps > 0:
+            self._append(phases[-1], max_steps - self.total_steps)
+            self._cut(max_steps)
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs[-1].last_step if self.epochs else 0
+
+    @property
+    def num_samples(self) -> int:
+        """Rows read over the whole run, counting a row each time."""
+        return sum(epoch.num_rows for epoch in self.epochs)
+
+    def segments(self) -> list[tuple[int, int]]:
+        """`(first step, number of steps)` of each phase, in order."""
+        firsts: dict[int, int] = {}
+        for epoch in self.epochs:
+            firsts.setdefault(epoch.iteration, epoch.first_step)
+        bounds = [*firsts.values(), self.total_steps]
+        return [(first, following - first) for first, following in zip(bounds, bounds[1:], strict=False)]
+
+    def locate(self, global_step: int) -> tuple[int, int]:
+        """`(epoch index, updates already done in it)` of a run that has done `global_step` updates."""
+        for index, epoch in enumerate(self.epochs):
+            if global_step < epoch.last_step:
+                return index, global_step - epoch.first_step
+        return len(self.epochs), 0
+
+    def _updates(self, num_rows: int) -> int:
+        return max(1, math.ceil(self._batches_per_epoch(num_rows) / self._accumulation))
+
+    def _append(self, phase: Phase, budget: int) -> None:
+        batches, updates = self._batches_per_epoch(phase.num_rows), self._updates(phase.num_rows)
+        while budget > 0:
+            taken = min(updates, budget)
+            num_batches = batches if taken == updates else taken * self._accumulation
+            self.epochs.append(PlannedEpoch(phase.iteration, self.total_steps, taken, num_batches, phase.num_rows))
+            budget -= taken
+
+    def _cut(self, max_steps: int) -> None:
+        kept = [epoch for epoch in self.epochs if epoch.first_step < max_steps]
+        last = kept[-1]
+        if last.last_step > max_steps:
+            taken = max_steps - last.first_step
+            kept[-1] = PlannedEpoch(last.iteration, last.first_step, taken, taken * self._accumulation, last.num_rows)
+        self.epochs = kept

@@ -1,0 +1,211 @@
+"""One rollout phase: which rows, in which shards, by which process, onto disk; or finding that it was done before."""
+
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..data import Example
+from ..fingerprint import weights_fingerprint
+from ..rollouts.noise import derive_seed
+from ..rollouts.store import RolloutStore
+from .run_directory import ROLLOUTS
+from .sample_table import print_rollouts
+
+
+if TYPE_CHECKING:
+    from .iterative import IterativeSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+# What a killed run loses is at most the shard being written; what a shard costs is a file and a shorter batch.
+_MAX_SHARD_ROWS = 512
+_MIN_SHARD_ROWS = 64
+_SHARDS_WANTED = 32
+
+
+class RolloutPhase:
+    """
+    Rolls out the rows of one iteration with the current policy and stores them.
+
+    Args:
+        trainer ([`IterativeSFTTrainer`]): Supplies the policy, the data and the method (`build_branches`).
+        iteration (`int`): 1.. .
+    """
+
+    def __init__(self, trainer: "IterativeSFTTrainer", iteration: int):
+        self.trainer = trainer
+        self.iteration = iteration
+        self.store = RolloutStore(Path(trainer.args.output_dir) / ROLLOUTS / f"iteration-{iteration}")
+        self.seed = derive_seed(trainer.args.seed, "rollouts", iteration)
+
+    def rows(self) -> list[int]:
+        """The rows rolled out in this iteration: those with a response, or a random `num_rollouts` of them."""
+        lengths = self.trainer.response_lengths
+        rows = np.flatnonzero(lengths > 0)
+        wanted = self.trainer.args.num_rollouts
+        if wanted is not None and wanted < len(rows):
+            generator = np.random.Generator(np.random.Philox(derive_seed(self.seed, "rows")))
+            rows = np.sort(generator.choice(rows, wanted, replace=False))
+        return rows.tolist()
+
+    def run(self, policy_step: int) -> Dataset:
+        """Rolls out what is not on disk yet, reports on the phase, and returns all its branches."""
+        started, process = time.perf_counter(), self.trainer.accelerator
+        header = self._header(policy_step, weights_fingerprint(self.trainer.model))
+        shards = self._shards()
+        if process.is_main_process:
+            self._set_aside_if_policy_differs(header)
+            self.store.begin(header, len(shards))
+        process.wait_for_everyone()
+        tokens = 0
+        if not self.store.is_complete:
+            mine = range(process.process_index, len(shards), process.num_processes)
+            missing = set(self.store.missing_shards())
+            tokens = self._roll_out([(i, shards[i]) for i in mine if i in missing])
+            process.wait_for_everyone()
+            if process.is_main_process:
+                self.store.finish()
+            process.wait_for_everyone()
+        rollouts = self.store.read()
+        self._report(rollouts, tokens, time.perf_counter() - started)
+        return rollouts
+
+    def load(self, policy_step: int) -> Dataset:
+        """
+        The stored rollouts, for a run that resumes behind the phase: its policy has moved on and cannot make them again.
+
+        Raises:
+            RolloutStoreError: if they are missing, damaged, or were made with other settings.
+        """
+        manifest = self.store.manifest or {"header": {}}
+        self.store.check(self._header(policy_step, manifest["header"].get("policy", "")))
+        return self.store.read()
+
+    def _header(self, policy_step: int, policy: str) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "method": trainer._name,
+            "iteration": self.iteration,
+            "policy_step": policy_step,
+            "policy": policy,
+            "data": trainer.data_fingerprint,
+            "seed": trainer.args.seed,
+            **trainer.args.rollout_settings(),
+        }
+
+    def _shards(self) -> list[list[int]]:
+        rows = self.rows()
+        # Rows of similar length together: a shard is what the engine batches.
+        lengths = self.trainer.sequence_lengths
+        rows.sort(key=lambda row: (-lengths[row], row))
+        size = min(_MAX_SHARD_ROWS, max(_MIN_SHARD_ROWS, -(-len(rows) // _SHARDS_WANTED)))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _set_aside_if_policy_differs(self, header: dict[str, Any]) -> None:
+        """Rollouts of a run that was resumed from an earlier step, and came here with other weights, are not ours."""
+        manifest = self.store.manifest
+        if manifest is None or manifest["header"].get("policy") == header["policy"]:
+            return
+        self.store.check({**header, "policy": manifest["header"].get("policy")})
+        folder, n = self.store.folder, 1
+        while (aside := folder.with_name(f"{folder.name}.superseded-{n}")).exists():
+            n += 1
+        folder.rename(aside)
+        logger.warning(
+            f"{folder} was made by another policy than the one at hand: moved to {aside.name}, rolling out anew."
+        )
+
+    def _roll_out(self, shards: list[tuple[int, list[int]]]) -> int:
+        """Makes and stores these shards; returns how many tokens the engine worked out."""
+        trainer, data = self.trainer, self.trainer.train_dataset
+        options = trainer.sampling_options(self.seed)
+        progress = _Progress(self, sum(len(rows) for _, rows in shards))
+        with progress, trainer.make_engine(progress.update) as engine:
+            for index, rows in shards:
+                examples = [Example.from_row(row, data[row]) for row in rows]
+                trainer.rollout_stats.clear()
+                branches = trainer.build_branches(examples, engine, options)
+                if len(branches) != len(examples):
+                    raise ValueError(
+                        f"{type(trainer).__name__}.build_branches must return one list of branches for each example: got "
+                        f"{len(branches)} for {len(examples)}."
+                    )
+                rollouts = {example.id: own for example, own in zip(examples, branches, strict=True)}
+                self.store.write_shard(index, rollouts, trainer.rollout_stats.as_dict())
+                progress.shard_done(len(rows))
+        return progress.tokens
+
+    def _report(self, rollouts: Dataset, tokens: int, seconds: float) -> None:
+        trainer, manifest = self.trainer, self.store.manifest
+        metrics = {name: total / count for name, (total, count) in manifest["stats"].items() if count}
+        tokens = int(trainer.accelerator.reduce(torch.tensor(tokens, device=trainer.accelerator.device)))
+        if tokens:  # nothing where a resumed run found everything on disk
+            metrics["rollout/tokens_per_second"] = tokens / seconds
+        trainer.log_now({**metrics, "seconds/rollouts": seconds})
+        if trainer.args.num_rollouts_to_print and trainer.is_world_process_zero():
+            print_rollouts(
+                rollouts,
+                trainer.train_dataset,
+                trainer.processing_class,
+                trainer.args.num_rollouts_to_print,
+                title=f"{trainer._name}, iteration {self.iteration}: sample rollouts",
+            )
+
+
+class _Progress:
+    """A bar over the rows of this process: done / total, tokens a second, time left."""
+
+    def __init__(self, phase: RolloutPhase, total: int):
+        args = phase.trainer.args
+        self.bar = tqdm(
+            total=total,
+            desc=f"Rolling out (iteration {phase.iteration}/{args.num_iterations})",
+            unit="row",
+            leave=False,
+            dynamic_ncols=True,
+            disable=args.disable_tqdm or not phase.trainer.is_local_process_zero(),
+        )
+        self.share = 1 / phase.trainer.engine_calls_per_row
+        self.rows_stored = 0
+        self.tokens = 0
+        self.started = time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.bar.close()
+
+    def update(self, rows: int, tokens: int) -> None:
+        self.tokens += tokens
+        self.bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.started):,.0f} tokens/s", refresh=False)
+        self.bar.update(rows * self.share)
+
+    def shard_done(self, rows: int) -> None:
+        self.rows_stored += rows
+        self.bar.update(self.rows_stored - self.bar.n)
+
+
+class RolloutStats:
+    """Numerators and denominators of a phase's metrics, summed over rows, shards and processes before they are divided."""
+
+    def __init__(self):
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, name: str, total: float, count: float) -> None:
+        """Adds to metric `name` = Σ total / Σ count."""
+        self._sums[name][0] += total
+        self._sums[name][1] += count
+
+    def clear(self) -> None:
+        self._sums.clear()
+
+    def as_dict(self) -> dict[str, list[float]]:
+        return {name: list(sums) for name, sums in self._sums.items()}

