@@ -83,10 +83,11 @@ def _print_table(results: dict, num_held_out: int) -> None:
     print(f"{'method':<8}{'teacher-forced CE':>22}{'free-running CE':>22}{'accuracy':>20}")
     for name, after in results.items():
         if name != "before":
+            was, now = before.cross_entropy, after.cross_entropy
             print(
                 f"{name:<8}"
-                f"{f'{before.teacher_forced:.3f} → {after.teacher_forced:.3f}':>22}"
-                f"{f'{before.free_running:.2f} → {after.free_running:.2f}':>22}"
+                f"{f'{was.teacher_forced:.3f} → {now.teacher_forced:.3f}':>22}"
+                f"{f'{was.free_running:.2f} → {now.free_running:.2f}':>22}"
                 f"{f'{before.accuracy:.0%} → {after.accuracy:.0%}':>20}"
             )
     print(
