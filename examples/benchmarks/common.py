@@ -1,0 +1,63 @@
+"""What the benchmarks share: the model, the rows, and a timer that alternates its contestants."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_exbias.cli.memory import keep_freed_memory
+from trl_exbias.demo.embedded_model import embedded_model
+from trl_exbias.demo.word_problems import word_problems
+
+
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+
+def load_model():
+    """SmolLM2-135M-Instruct in float32, and its tokenizer."""
+    keep_freed_memory()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    folder = embedded_model()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+
+
+def chat_rows(num_rows: int, tokenizer) -> tuple[list[list[int]], list[list[int]], str]:
+    """Prompts and responses of GSM8K where its file is at hand, else of the demo's word problems; and which it was."""
+    if GSM8K.is_file():
+        with open(GSM8K, encoding="utf-8") as file:
+            pairs = [(row["question"], row["answer"]) for row in map(json.loads, file)][:num_rows]
+        name = "GSM8K"
+    else:
+        rows = word_problems(num_rows, seed=0)
+        pairs = [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows]
+        name = "word problems"
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True)["input_ids"]
+        for q, _ in pairs
+    ]
+    responses = [tokenizer(a + tokenizer.eos_token + "\n", add_special_tokens=False)["input_ids"] for _, a in pairs]
+    return prompts, responses, name
+
+
+def alternate(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each contestant, taken in turns after a warm-up turn, so that a slow spell hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, run in contestants.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(title: str, ratio: float, goal: str, details: str) -> None:
+    """One line a figure."""
+    print(f"{title:<66} {ratio:>6.2f}   (goal {goal}; {details})", flush=True)

@@ -1,0 +1,57 @@
+"""`mix` by fixed-point sweeps against decoding the same rows token by token with a KV cache: the same tokens out."""
+
+import time
+
+from trl_exbias.modeling import inference
+from trl_exbias.rollouts import SamplingOptions, TransformersEngine
+from trl_exbias.rollouts.noise import uniform
+from trl_exbias.rollouts.transformers import _Mixing
+
+from .common import alternate, chat_rows, load_model, report
+
+
+def main(repeats: int = 1, num_rows: int = 32, beta: float = 0.2) -> None:
+    """32 rows at β = 0.2: against one row at a time, and against all 32 in one batch."""
+    model, tokenizer = load_model()
+    prompts, responses, source = chat_rows(num_rows, tokenizer)
+    masks = [(uniform(0, [i], len(row))[0] < beta).tolist() for i, row in enumerate(responses)]
+    options = SamplingOptions(seed=0)
+    engine = TransformersEngine(model, tokenizer.pad_token_id)
+    results = {}
+
+    def sweeps():
+        results["sweeps"] = engine.mix(prompts, responses, masks, options)
+
+    def decode(groups: list[list[int]]):
+        sampled = [[j for j, drawn in enumerate(mask) if drawn] for mask in masks]
+        out = [list(row) for row in responses]
+        engine._reported = set()
+        with inference(model):
+            for group in groups:
+                engine._decode(group, prompts, _Mixing(responses, sampled), options, list(range(num_rows)), out)
+        return out
+
+    def batched():
+        results["batched"] = decode([list(range(num_rows))])
+
+    def one_by_one():
+        results["one by one"] = decode([[row] for row in range(num_rows)])
+
+    seconds = alternate({"sweeps": sweeps, "batched": batched}, repeats)
+    started = time.perf_counter()
+    one_by_one()  # minutes, and nothing to warm up: once
+    seconds["one by one"] = time.perf_counter() - started
+    assert results["sweeps"] == results["batched"] == results["one by one"]
+    tokens = sum(map(len, responses))
+    what = f"{num_rows} rows of {source}, {sum(map(len, prompts)) / num_rows:.0f} + {tokens / num_rows:.0f} tokens"
+    for other, goal in (("one by one", "≥ 4"), ("batched", "report")):
+        report(
+            f"mix, token-by-token KV-cache decoding ({other}) ÷ sweeps",
+            seconds[other] / seconds["sweeps"],
+            goal,
+            f"{seconds[other]:.1f} s ÷ {seconds['sweeps']:.1f} s, {what}, same tokens",
+        )
+
+
+if __name__ == "__main__":
+    main()
