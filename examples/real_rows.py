@@ -67,6 +67,7 @@ def main(folder: Path) -> None:
                 f"| {task} | {method} | {before.teacher_forced:.3f} → {after.teacher_forced:.3f} "
                 f"| {before.free_running:.2f} → {after.free_running:.2f} | {after.num_tokens} |"
             )
+            print(lines[-1], flush=True)
     print("| data | method | teacher-forced CE | free-running CE | label tokens |\n|---|---|---|---|---|")
     print("\n".join(lines))
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
@@ -25,12 +26,21 @@ def launch(command: str, argv: list[str]) -> int:
 
     script_args = _without(argv, launch_args)
     launch_args = _resolve_accelerate_config(launch_args)
-    arguments = [*launch_args, "-m", f"trl_exbias.cli.{command}", *script_args]
+    arguments = launch_command_parser().parse_args([*launch_args, "-m", f"trl_exbias.cli.{command}", *script_args])
+    _use_all_cores(arguments.num_processes or 1)
     try:
-        launch_command(launch_command_parser().parse_args(arguments))
+        launch_command(arguments)
     except SystemExit as stop:  # the launcher's way of passing a failure on
         return int(stop.code or 0) if not isinstance(stop.code, str) else 1
     return 0
+
+
+def _use_all_cores(num_processes: int) -> None:
+    """On a machine without an accelerator, `accelerate launch` would give each process one thread unless told otherwise."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes)))
 
 
 def script(command: str, argv: list[str]) -> int:
