@@ -9,6 +9,8 @@ _EXPORTS = {
     "BASHConfig": "trainers.bash",
     "BASHTrainer": "trainers.bash",
     "Branch": "branches",
+    "DaDDaggerConfig": "trainers.dad_dagger_config",
+    "DaDDaggerTrainer": "trainers.dad_dagger",
     "Example": "data",
     "IterativeSFTConfig": "trainers.iterative_config",
     "IterativeSFTTrainer": "trainers.iterative",
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .branches import Branch
     from .data import Example
     from .trainers.bash import BASHConfig, BASHTrainer
+    from .trainers.dad_dagger import DaDDaggerTrainer
+    from .trainers.dad_dagger_config import DaDDaggerConfig
     from .trainers.iterative import IterativeSFTTrainer
     from .trainers.iterative_config import IterativeSFTConfig
     from .trainers.rac import RACConfig, RACTrainer

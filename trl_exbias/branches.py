@@ -110,6 +110,7 @@ class BranchCollator:
     Returns a dictionary of tensors of shape `(rows, length)`: `input_ids`, `shift_labels` (the target of each
     position), `branch_kinds` (index in `kinds`, -1 where there is no target), `branch_weights`, `num_tokens` (a
     scalar), and either `position_ids` and `segment_ids` (0 context, 1.. branches, -1 padding) or `attention_mask`.
+    Where rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch.
     """
 
     base: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -128,7 +129,12 @@ class BranchCollator:
             )
             for row in features
         ]
-        return self.collate(examples)
+        batch = self.collate(examples)
+        if "soft_labels" in features[0]:
+            # Labelled positions come in the same order in either layout: row by row, branch by branch.
+            parts = [row["soft_labels"] for row in features]
+            batch["soft_labels"] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return batch
 
     def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
         """The batch of some [`BranchedExample`]s."""

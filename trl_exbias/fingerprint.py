@@ -11,9 +11,9 @@ _CHUNK_ELEMENTS = 1 << 22
 _INTEGER_VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def weights_fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module, trainable_only: bool = True) -> str:
     """
-    Identity of a model's trainable weights: 32 hexadecimal digits.
+    Identity of a model's weights, by default of the trainable ones: 32 hexadecimal digits.
 
     The bits of each tensor are summed as integers, weighted by their position and modulo 2^64: exact, the same on every
     device and in any order of summation, and computed where the weights are. (It tells policies apart; it is no defence
@@ -21,7 +21,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
+        if parameter.requires_grad or not trainable_only:
             digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
     return digest.hexdigest()
 

@@ -1,12 +1,15 @@
 """Gold rows with their branches, looked up as they are read."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
+from .branches import GOLD, Branch
 from .data import CONTEXT_LENGTH
+from .soft_labels import SoftLabelCache, concatenate, soft_label_key
 
 
 _GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH]
@@ -24,25 +27,50 @@ class JointDataset(torch.utils.data.Dataset):
             Branches of one or more iterations, as [`~trl_exbias.rollouts.store.RolloutStore.read`] returns them.
         rows (`list[int]`, *optional*):
             Rows of `gold` to keep, in order. Default: all.
+        soft_labels ([`SoftLabelCache`], *optional*):
+            Where every branch has a teacher's labels; those of a row are added under `soft_labels`, in the order of its
+            branches, gold first.
     """
 
-    def __init__(self, gold: Dataset, rollouts: list[Dataset], rows: list[int] | None = None):
+    def __init__(
+        self,
+        gold: Dataset,
+        rollouts: list[Dataset],
+        rows: list[int] | None = None,
+        soft_labels: SoftLabelCache | None = None,
+    ):
         self.gold = gold.select_columns(_GOLD_COLUMNS)
         self.rows = list(range(len(gold))) if rows is None else rows
         self.rollouts = [part.select_columns(_BRANCH_COLUMNS) for part in rollouts]
+        self.soft_labels = soft_labels
         self._places = [_places_by_example(part) for part in rollouts]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        branches = [
+        row = {**self.gold[self.rows[index]], "branches": self._branches(self.rows[index])}
+        if self.soft_labels is not None:
+            row["soft_labels"] = concatenate(
+                self.soft_labels.get(soft_label_key(context_ids, branch)) for context_ids, branch in labelled(row)
+            )
+        return row
+
+    def _branches(self, row: int) -> list[dict[str, Any]]:
+        return [
             part[place]
             for part, places in zip(self.rollouts, self._places, strict=True)
             for place in places.get(row, ())
         ]
-        return {**self.gold[row], "branches": branches}
+
+
+def labelled(row: dict[str, Any]) -> Iterator[tuple[list[int], Branch]]:
+    """The context and each branch of a joint row, gold first, that has a label at all."""
+    split = row[CONTEXT_LENGTH]
+    gold = Branch(GOLD, row["input_ids"][split:], row["labels"][split:])
+    for branch in (gold, *(Branch(**fields) for fields in row["branches"])):
+        if any(label != -100 for label in branch.labels):
+            yield row["input_ids"][:split], branch
 
 
 def _places_by_example(rollouts: Dataset) -> dict[int, list[int]]:

@@ -53,9 +53,15 @@ def joint_loss(
     Returns:
         `torch.Tensor`: A scalar. Summed over the micro-batches and ranks of a global batch it is the objective.
     """
-    # A sum over nothing would lose the graph, and a rank without labels must still take part in the backward pass.
-    total = loss_sums.sum() * 0
+    # Every kind enters, with a factor of 0 if no term names it: a sum over nothing would lose the graph, and a rank
+    # without labels must still take part in the backward pass.
+    return (loss_sums * kind_factors(label_counts, terms, kinds).to(loss_sums.dtype)).sum()
+
+
+def kind_factors(label_counts: torch.Tensor, terms: list[LossTerm], kinds: tuple[str, ...]) -> torch.Tensor:
+    """What a token loss of each kind is multiplied by in the joint objective: float32 of shape `(K,)`."""
+    factors = torch.zeros(len(kinds), device=label_counts.device)
     for term in terms:
         members = [kinds.index(kind) for kind in term.kinds]
-        total = total + term.weight * loss_sums[members].sum() / label_counts[members].sum().clamp(min=1)
-    return total
+        factors[members] += term.weight / label_counts[members].sum().clamp(min=1)
+    return factors

@@ -53,12 +53,22 @@ class LMHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of `hidden` `(..., H)`: float32 of shape `(..., V)`."""
         # The module is called, not its weight read: ZeRO-3 gathers a partitioned weight in the module's hooks.
-        logits = self.projection(hidden.to(self.projection.weight.device)).float()
+        return self.finish(self.projection(hidden.to(self.projection.weight.device)))
+
+    def finish(self, projected: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of what the projection alone gives: scaled, then soft-capped."""
+        logits = projected.float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+    def finish_backward(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The gradient of the projection, from that of the finished logits."""
+        if self.softcap is not None:
+            grad = grad * (1 - (logits / self.softcap) ** 2)
+        return grad * self.scale if self.scale != 1.0 else grad
 
 
 def _logit_scale(config: PretrainedConfig) -> float:

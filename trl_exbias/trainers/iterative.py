@@ -36,12 +36,14 @@ from ..joint_dataset import JointDataset
 from ..losses import LossTerm, count_labels, joint_loss, sum_by_kind
 from ..modeling import attention_window, base_causal_lm
 from ..rollouts import RolloutEngine, SamplingOptions, TransformersEngine
+from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint_sums import JointSums
 from .plan import JOINT, Phase, PlannedEpoch, RunPlan
 from .rollout_phase import RolloutPhase, RolloutStats
 from .run_directory import RunRecorder, check_output_dir
 from .schedule import restarting_schedule
+from .unsupported import reject_unsupported
 
 
 logger = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ class IterativeSFTTrainer(SFTTrainer):
         # arguments would fall back to a mean of micro-batch means.
         self.model_accepts_loss_kwargs = True
         self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, self.chat_template)
-        self._reject_unsupported()
+        reject_unsupported(self)
         config = base_causal_lm(self.model).config
         self.kinds = (GOLD, *self.branch_kinds)
         self.data_collator = BranchCollator(
@@ -150,6 +152,10 @@ class IterativeSFTTrainer(SFTTrainer):
         self._layout_decided = False
         self._joint_data: torch.utils.data.Dataset = self.train_dataset
         self._joint_sums = JointSums(self.kinds)
+        self._iteration_best: IterationBest | None = None
+        if args.iteration_patience is not None:
+            self._iteration_best = IterationBest(self)
+            self.add_callback(self._iteration_best)
 
     # What a method is
 
@@ -219,7 +225,7 @@ class IterativeSFTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for column in (CONTEXT_LENGTH, "branches"):
+        for column in (CONTEXT_LENGTH, "branches", "soft_labels"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
@@ -266,6 +272,9 @@ class IterativeSFTTrainer(SFTTrainer):
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if self._iteration_best is not None:
+            self._iteration_best.replay()
+            self.state.max_steps = self.plan.total_steps
         epoch, updates = self.plan.locate(self.state.global_step)
         return epoch, 0 if self.args.ignore_data_skip else updates * self.args.gradient_accumulation_steps
 
@@ -299,6 +308,9 @@ class IterativeSFTTrainer(SFTTrainer):
             self.remove_callback(recorder)
 
     def _run_epoch(self, *, model, epoch, train_dataloader, trial, **kwargs):
+        if epoch >= len(self.plan.epochs):  # left out when an iteration ended early
+            self.control.should_training_stop = True
+            return
         entry = self.plan.epochs[epoch]
         if entry.iteration != self._iteration:
             self._begin_phase(model, entry, trial)
@@ -309,31 +321,48 @@ class IterativeSFTTrainer(SFTTrainer):
         super()._run_epoch(model=model, epoch=epoch, train_dataloader=train_dataloader, trial=trial, **kwargs)
         following = self.plan.epochs[epoch + 1 : epoch + 2]
         if not following or following[0].iteration != entry.iteration or self.control.should_training_stop:
-            self.log_now({f"seconds/{entry.phase}": time.perf_counter() - self._phase_started})
+            self._end_phase(entry)
 
     def _begin_phase(self, model, entry: PlannedEpoch, trial) -> None:
+        first_step = self.plan.first_step(entry.iteration)
+        if self._iteration_best is not None and self._iteration == -1 and self.state.global_step == first_step > 0:
+            # Resumed from where the iteration before this one ended: with its last weights, not its best.
+            self._iteration_best.restore(self.plan.iteration_at(first_step), first_step)
         self._iteration = entry.iteration
         if entry.phase == JOINT and self.rolls_out:
             self._use_rollouts(model, entry, trial)
         self._phase_started = time.perf_counter()
 
+    def _end_phase(self, entry: PlannedEpoch) -> None:
+        self.log_now({f"seconds/{entry.phase}": time.perf_counter() - self._phase_started})
+        if self._iteration_best is not None:
+            self._iteration_best.restore(entry.iteration, self.state.global_step)
+        for callback in self.callback_handler.callbacks:
+            # An event of ours: `on_iteration_end(args, state, control, model=…, iteration=…)`.
+            if hasattr(callback, "on_iteration_end"):
+                callback.on_iteration_end(
+                    self.args, self.state, self.control, model=self.model, iteration=entry.iteration
+                )
+
     def _use_rollouts(self, model, entry: PlannedEpoch, trial) -> None:
         """Rolls out with the policy at hand, or reads what it rolled out before the run was interrupted."""
-        first_step = min(e.first_step for e in self.plan.epochs if e.iteration == entry.iteration)
-        parts = []
+        first_step, parts = self.plan.first_step(entry.iteration), []
         for iteration in self.iterations_in_use(entry.iteration):
             phase = RolloutPhase(self, iteration)
             if iteration == entry.iteration and self.state.global_step == first_step:
                 self._save_before_rollouts(model, trial)
                 parts.append(phase.run(policy_step=first_step))
             else:
-                begun = min(e.first_step for e in self.plan.epochs if e.iteration == iteration)
-                parts.append(phase.load(policy_step=begun))
+                parts.append(phase.load(policy_step=self.plan.first_step(iteration)))
         if not self._layout_decided:
             self._decide_layout()
         # Without a gold term, rows that were not rolled out have no loss.
         rows = RolloutPhase(self, entry.iteration).rows() if self.args.sft_weight == 0 else None
-        self._joint_data = JointDataset(self.train_dataset, parts, rows)
+        self._joint_data = self.joint_dataset(parts, rows)
+
+    def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
+        """Gold rows (all, or these) with the branches of some iterations' rollouts: what an iteration trains on."""
+        return JointDataset(self.train_dataset, rollouts, rows)
 
     def _save_before_rollouts(self, model, trial) -> None:
         # A rollout cannot be made again by a policy that has moved on: a run that saves at all saves here too, so that
@@ -355,6 +384,10 @@ class IterativeSFTTrainer(SFTTrainer):
             is_training=True,
         )
 
+    def models_in_step(self) -> list[torch.nn.Module]:
+        """The models that read a joint batch: all of them must take its layout."""
+        return [self.model]
+
     def _decide_layout(self) -> None:
         """Branches share the encoding of their context unless something in the way is named here."""
         self._layout_decided = True
@@ -365,7 +398,7 @@ class IterativeSFTTrainer(SFTTrainer):
             reason = "NEFTune scales its noise by the length of the row"
         else:
             with self.accelerator.autocast():
-                reason = check_shared_context(self.model)
+                reason = next(filter(None, map(check_shared_context, self.models_in_step())), None)
         if reason is not None:
             self.data_collator.shared = False
             logger.warning(
@@ -389,24 +422,50 @@ class IterativeSFTTrainer(SFTTrainer):
         inputs = dict(inputs)
         kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
         num_tokens = inputs.pop("num_tokens")
-        segment_ids = inputs.pop("segment_ids", None)
-        if segment_ids is not None:
-            inputs["attention_mask"] = branch_attention_mask(segment_ids, base_causal_lm(self.model).config)
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        token_losses = -outputs.log_probs
-        if self.args.loss_type == "dft":
-            token_losses = token_losses * outputs.log_probs.exp().detach()
-        loss_sums = sum_by_kind(token_losses * weights, kinds, len(self.kinds))
         label_counts = count_labels(kinds, len(self.kinds))
         counts = label_counts if num_items_in_batch is None else num_items_in_batch
-        loss = joint_loss(loss_sums, counts, self.loss_terms(), self.kinds)
+        loss, loss_sums, per_label = self.score_branches(model, inputs, kinds, weights, counts)
         # As in SFTTrainer: the counts are of every rank, and DDP averages the gradients over the ranks.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self._tp_size)
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
-        self._joint_sums.add(loss_sums, label_counts, outputs.entropy.sum(), outputs.is_top1.sum(), num_tokens)
+            aux_loss = per_label.pop("aux_loss")
+            loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
+        self._joint_sums.add(loss_sums, label_counts, num_tokens, **per_label)
         return loss
+
+    def score_branches(
+        self, model, inputs: dict[str, torch.Tensor], kinds: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        The joint loss of a micro-batch.
+
+        Args:
+            inputs (`dict`): `input_ids`, `shift_labels`, and what the layout needs; see [`BranchCollator`].
+            kinds, weights (`torch.Tensor` of shape `(rows, length)`): Of each label.
+            counts (`torch.Tensor` of shape `(len(self.kinds),)`): Labels of each kind in the global batch.
+
+        Returns:
+            The loss, the summed token losses of each kind, and scalar sums over all labels by metric name.
+        """
+        outputs = model(**self.lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
+        token_losses = -outputs.log_probs
+        if self.args.loss_type == "dft":
+            token_losses = token_losses * outputs.log_probs.exp().detach()
+        loss_sums = sum_by_kind(token_losses * weights, kinds, len(self.kinds))
+        sums = {"entropy": outputs.entropy.sum(), "mean_token_accuracy": outputs.is_top1.sum()}
+        if self.aux_loss_enabled:
+            sums["aux_loss"] = outputs.aux_loss
+        return joint_loss(loss_sums, counts, self.loss_terms(), self.kinds), loss_sums, sums
+
+    @staticmethod
+    def lay_out(inputs: dict[str, torch.Tensor], reader: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """A joint batch as the forward of `reader` takes it: segments become the mask of its attention."""
+        inputs = dict(inputs)
+        segment_ids = inputs.pop("segment_ids", None)
+        if segment_ids is not None:
+            inputs["attention_mask"] = branch_attention_mask(segment_ids, base_causal_lm(reader).config)
+        return inputs
 
     # Logs
 
@@ -436,17 +495,3 @@ class IterativeSFTTrainer(SFTTrainer):
         if isinstance(args, IterativeSFTConfig):
             raise TypeError(f"{cls.__name__} takes a {cls.config_class.__name__}, got a {type(args).__name__}.")
         return cls.config_class.from_training_arguments(args)
-
-    def _reject_unsupported(self) -> None:
-        if self._is_vlm:
-            raise ValueError(
-                "Vision-language models are not supported: pass the tokenizer and the language model alone."
-            )
-        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
-            raise ValueError(
-                "Prompt-learning adapters (prefix or prompt tuning) are not supported: their virtual tokens have no place "
-                "in a row of branches. Use LoRA."
-            )
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-            raise ValueError("Context and sequence parallelism are not supported together with branches.")

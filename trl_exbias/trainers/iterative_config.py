@@ -79,6 +79,13 @@ class IterativeSFTConfig(SFTConfig):
             "help": "Restart the learning-rate schedule, warm-up included, with each phase instead of planning it over all."
         },
     )
+    iteration_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluations in a row without a better `metric_for_best_model` (default: loss) after which an "
+            "iteration ends early; its best weights then roll out. Default: off."
+        },
+    )
     num_rollouts_to_print: int = field(
         default=3, metadata={"help": "Sample rollouts shown after each rollout phase (needs `rich`); 0 for none."}
     )
@@ -116,6 +123,11 @@ class IterativeSFTConfig(SFTConfig):
                 ("top_k", _number(self.top_k) >= 0, "0 (off) or more"),
                 ("sft_weight", _number(self.sft_weight) >= 0, "0 or more"),
                 ("rollout_weight", _number(self.rollout_weight) >= 0, "0 or more"),
+                (
+                    "iteration_patience",
+                    self.iteration_patience is None or _number(self.iteration_patience) >= 1,
+                    "at least 1, or None to never end an iteration early",
+                ),
                 ("num_rollouts_to_print", _number(self.num_rollouts_to_print) >= 0, "0 or more"),
             )
             if not is_valid

@@ -6,7 +6,7 @@ drop rows, in their length, so the plan is made once, up front, from row counts 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 SFT = "sft"
@@ -106,6 +106,37 @@ class RunPlan:
             if global_step < epoch.last_step:
                 return index, global_step - epoch.first_step
         return len(self.epochs), 0
+
+    def first_step(self, iteration: int) -> int:
+        """Global step at which a phase begins."""
+        return min(epoch.first_step for epoch in self.epochs if epoch.iteration == iteration)
+
+    def iteration_at(self, step: int) -> int:
+        """The phase whose updates led to global step `step` (0 for the SFT phase, and before the first update)."""
+        reached = [epoch for epoch in self.epochs if epoch.first_step < step]
+        return reached[-1].iteration if reached else 0
+
+    def end_iteration(self, iteration: int, step: int) -> int:
+        """
+        Ends a phase at `step`, ahead of its time: drops what was planned behind it and moves the later phases up.
+
+        Returns:
+            `int`: The number of updates dropped.
+        """
+        dropped, kept = 0, []
+        for epoch in self.epochs:
+            if epoch.iteration == iteration:
+                taken = min(max(step - epoch.first_step, 0), epoch.num_updates)
+                dropped += epoch.num_updates - taken
+                if taken == 0:
+                    continue
+                if taken < epoch.num_updates:
+                    epoch = replace(epoch, num_updates=taken, num_batches=taken * self._accumulation)
+            elif epoch.first_step >= step:
+                epoch = replace(epoch, first_step=epoch.first_step - dropped)
+            kept.append(epoch)
+        self.epochs = kept
+        return dropped
 
     def _updates(self, num_rows: int) -> int:
         return max(1, math.ceil(self._batches_per_epoch(num_rows) / self._accumulation))

@@ -18,6 +18,8 @@ from ..rollouts.store import write_atomically
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 ROLLOUTS = "rollouts"
+ITERATION_BEST = "iteration-best"
+SOFT_LABELS = "soft-labels"
 _PACKAGES = (
     "trl-exbias",
     "trl",
@@ -43,7 +45,9 @@ def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
         ValueError: names what stands there and both ways on.
     """
     folder = Path(output_dir)
-    traces = [folder / name for name in (RUN_FILE, METRICS_FILE, ROLLOUTS)] + sorted(folder.glob("checkpoint-*"))
+    traces = [folder / name for name in (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST)] + sorted(
+        folder.glob("checkpoint-*")
+    )
     traces = [path for path in traces if path.exists()]
     if resume or not traces:
         return

@@ -1,0 +1,30 @@
+"""DaD-DAgger's losses, slowly: one position at a time, the whole vocabulary, straight from 000 Eq. 5-9."""
+
+import math
+
+import torch
+
+
+def teacher_distribution(teacher, tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """p*(. | tokens), float64."""
+    with torch.no_grad():
+        logits = teacher(input_ids=torch.tensor([tokens])).logits[0, -1].double()
+    return (logits / temperature).softmax(-1)
+
+
+def position_loss(logits: torch.Tensor, label: int, teacher: torch.Tensor, alpha: float, temperature: float = 1.0):
+    """alpha NLL + (1 - alpha) tau^2 CE at one position: `logits` of the student `(V,)`, `teacher` its distribution."""
+    nll = -logits.double().log_softmax(-1)[label]
+    cross_entropy = -(teacher * (logits.double() / temperature).log_softmax(-1)).sum()
+    return alpha * nll + (1 - alpha) * temperature**2 * cross_entropy
+
+
+def bucketed_cross_entropy(logits: torch.Tensor, teacher: torch.Tensor, k: int) -> torch.Tensor:
+    """The cross-entropy over k + 1 events: each of the teacher's k most probable tokens, and any other."""
+    top = teacher.topk(k).indices.tolist()
+    rest = [v for v in range(len(teacher)) if v not in top]
+    student = logits.double().softmax(-1)
+    total = -sum(teacher[v] * student[v].log() for v in top)
+    if rest and math.fsum(teacher[rest].tolist()) > 0:
+        total = total - teacher[rest].sum() * student[rest].sum().log()
+    return total

@@ -1,0 +1,261 @@
+"""Hard and soft labels scored from hidden states, in chunks: no logits tensor of all positions is ever held.
+
+For every scored position i with hard label w_i, teacher distribution p*_i and policy p_θ (softmax of the logits):
+
+    NLL_i  = −log p_θ(w_i)                                  (000, Eq. 5)
+    CE_i   = −τ² Σ_v p*_i(v) log p_θ(v)   at temperature τ   (000, Eq. 6–7; τ = 1 is the paper's)
+    loss   = Σ_i  hard_i · NLL_i + soft_i · CE_i
+
+The gradient of a chunk's logits is known as soon as they are, so it is taken on the way forward and the logits are
+forgotten; the backward pass only scales what was kept (the gradient of the hidden states and of the LM head).
+
+Shapes: N scored positions, H hidden size, V vocabulary, K top-k.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .modeling import LMHead
+
+
+# Logits of one chunk. On a CPU 2^23 floats (32 MiB) keep a chunk near the cache; a GPU wants larger matrices.
+_CHUNK_ELEMENTS = {"cpu": 1 << 23}
+_CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
+
+
+class SoftTarget(Protocol):
+    """The teacher's distribution at N positions, produced chunk by chunk."""
+
+    vocab_size: int
+
+    def chunk(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> "TargetChunk":
+        """The distribution at some positions, against the policy's log-probabilities `(n, vocab_size)` there."""
+        ...
+
+
+@dataclass(frozen=True)
+class TargetChunk:
+    """
+    Args:
+        probabilities (`torch.Tensor` of shape `(n, V)`): What the policy is pulled towards: `−∂CE/∂logits + p_θ`.
+        cross_entropy (`torch.Tensor` of shape `(n,)`): `−Σ p* log p_θ`, nats.
+        entropy (`torch.Tensor` of shape `(n,)`): Of the teacher; `cross_entropy − entropy` is the KL divergence.
+    """
+
+    probabilities: torch.Tensor
+    cross_entropy: torch.Tensor
+    entropy: torch.Tensor
+
+
+class DenseTarget:
+    """
+    The teacher's whole distribution, as its last hidden states and its LM head.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(N, H_teacher)`): Last hidden states at the scored positions.
+        head ([`LMHead`]): The teacher's.
+        vocab_size (`int`): Tokens that teacher and policy share; logits of padding rows beyond are cut off.
+    """
+
+    def __init__(self, hidden: torch.Tensor, head: LMHead, vocab_size: int):
+        self.hidden = hidden
+        self.head = head
+        self.vocab_size = vocab_size
+
+    def chunk(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> TargetChunk:
+        logits = self.head(self.hidden[rows])[:, : self.vocab_size].to(policy_log_probs.device)
+        if temperature != 1.0:
+            logits = logits / temperature
+        normaliser = logits.logsumexp(-1)
+        probabilities = torch.exp(logits - normaliser.unsqueeze(-1))
+        entropy = normaliser - _dot(probabilities, logits)
+        return TargetChunk(probabilities, -_dot(probabilities, policy_log_probs), entropy)
+
+
+class TopKTarget:
+    """
+    The teacher's k most probable tokens, and the mass of all others as one bucket.
+
+    `CE = −Σ_{v in top k} p*(v) log p_θ(v) − p*(rest) log p_θ(rest)`, where `p_θ(rest)` is the policy's mass on all other
+    tokens. With k = V there is no rest, and this is the dense cross-entropy.
+
+    Args:
+        ids (`torch.Tensor` of shape `(N, K)`): Token ids.
+        log_probs (`torch.Tensor` of shape `(N, K)`): Their log-probabilities (at the distillation temperature).
+        tail_log_prob (`torch.Tensor` of shape `(N,)`): Log-mass of the rest; `-inf` for none.
+        vocab_size (`int`): As in [`DenseTarget`].
+    """
+
+    def __init__(self, ids: torch.Tensor, log_probs: torch.Tensor, tail_log_prob: torch.Tensor, vocab_size: int):
+        self.ids = ids.long()
+        self.log_probs = log_probs.float()
+        self.tail_log_prob = tail_log_prob.float()
+        self.vocab_size = vocab_size
+
+    def chunk(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> TargetChunk:
+        ids, log_probs, tail_log_prob = self.ids[rows], self.log_probs[rows], self.tail_log_prob[rows]
+        top, tail = log_probs.exp(), tail_log_prob.exp()
+        rest = policy_log_probs.scatter(-1, ids, float("-inf"))
+        # Not 1 − Σ p_θ(top k): where the top k have nearly all the mass, that difference has no digits left.
+        policy_tail = rest.logsumexp(-1)
+        has_tail = (tail > 0) & policy_tail.isfinite()
+        policy_tail = policy_tail.masked_fill(~has_tail, 0.0)
+        tail = tail * has_tail
+        # Within the bucket there is no preference: its mass is spread as the policy spreads its own.
+        probabilities = rest.sub_(policy_tail.unsqueeze(-1)).exp_().mul_(tail.unsqueeze(-1)).scatter_(-1, ids, top)
+        cross_entropy = -_dot(top, policy_log_probs.gather(-1, ids)) - tail * policy_tail
+        entropy = -_dot(top, log_probs.masked_fill(top == 0, 0.0)) - tail * tail_log_prob.masked_fill(~has_tail, 0.0)
+        return TargetChunk(probabilities, cross_entropy, entropy)
+
+
+def top_k_of(
+    head: LMHead, hidden: torch.Tensor, k: int, vocab_size: int, temperature: float
+) -> dict[str, torch.Tensor]:
+    """
+    What a [`TopKTarget`] is made of, from the teacher's hidden states `(n, H)` of one chunk.
+
+    Returns:
+        `dict`: `ids` int32 `(n, k)`, `log_probs` float32 `(n, k)`, `tail_log_prob` float32 `(n,)`.
+    """
+    log_probs = (head(hidden)[:, :vocab_size] / temperature).log_softmax(-1)
+    top = log_probs.topk(k)
+    tail = log_probs.scatter(-1, top.indices, float("-inf")).logsumexp(-1)
+    return {"ids": top.indices.int(), "log_probs": top.values, "tail_log_prob": tail}
+
+
+@dataclass(frozen=True)
+class DistillationScores:
+    """
+    Args:
+        loss (`torch.Tensor`): The scalar of the module's docstring, with gradient.
+        nll, cross_entropy, kl (`torch.Tensor` of shape `(N,)`): Nats at each position, without gradient.
+            `cross_entropy` and `kl` carry the factor τ².
+        entropy (`torch.Tensor` of shape `(N,)`): Of the policy, nats.
+        is_top1 (`torch.Tensor` of shape `(N,)`): Whether the hard label is the policy's most probable token.
+    """
+
+    loss: torch.Tensor
+    nll: torch.Tensor
+    cross_entropy: torch.Tensor
+    kl: torch.Tensor
+    entropy: torch.Tensor
+    is_top1: torch.Tensor
+
+
+def distillation_scores(
+    hidden: torch.Tensor,
+    head: LMHead,
+    labels: torch.Tensor,
+    target: SoftTarget,
+    hard_weights: torch.Tensor,
+    soft_weights: torch.Tensor,
+    temperature: float = 1.0,
+) -> DistillationScores:
+    """
+    The weighted sum of hard-label NLL and soft-label cross-entropy at N positions.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(N, H)`): The policy's last hidden states.
+        head ([`LMHead`]): The policy's.
+        labels (`torch.Tensor` of shape `(N,)`): Hard labels.
+        target ([`DenseTarget`] or [`TopKTarget`]): Soft labels.
+        hard_weights, soft_weights (`torch.Tensor` of shape `(N,)`): Factors of each position's NLL and CE.
+        temperature (`float`, *optional*, defaults to `1.0`): τ, of both distributions.
+    """
+    projection = head.projection
+    return DistillationScores(
+        *_Distillation.apply(
+            hidden.to(projection.weight.device),
+            projection.weight,
+            projection.bias,
+            head,
+            labels,
+            target,
+            hard_weights.float(),
+            soft_weights.float(),
+            temperature,
+        )
+    )
+
+
+class _Distillation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, head, labels, target, hard_weights, soft_weights, temperature):
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        # Summed in float32: a chunk's part may be too small for half precision to see.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        scores = torch.zeros(5, len(hidden), device=hidden.device)
+        for rows in _chunks(len(hidden), weight):
+            raw = torch.nn.functional.linear(hidden[rows], weight, bias)
+            logits = head.finish(raw)
+            grad, scores[:, rows] = _score_chunk(
+                logits, labels[rows], target, rows, hard_weights[rows], soft_weights[rows], temperature
+            )
+            if not any(ctx.needs_input_grad[:3]):
+                continue
+            grad = head.finish_backward(grad, logits).to(hidden.dtype)
+            if wants_hidden:
+                grad_hidden[rows] = grad @ weight
+            if wants_weight:
+                if grad.dtype == torch.float32:
+                    grad_weight.addmm_(grad.T, hidden[rows])
+                else:
+                    grad_weight += grad.T @ hidden[rows]
+            if wants_bias:
+                grad_bias += grad.sum(0)
+        ctx.save_for_backward(
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+        )
+        nll, cross_entropy, kl, entropy, is_top1 = scores
+        loss = (hard_weights * nll + soft_weights * cross_entropy).sum()
+        ctx.mark_non_differentiable(nll, cross_entropy, kl, entropy, is_top1)
+        return loss, nll, cross_entropy, kl, entropy, is_top1
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads, None, None, None, None, None, None)
+
+
+def _score_chunk(logits, labels, target, rows, hard_weights, soft_weights, temperature):
+    """Gradient of the chunk's weighted loss with respect to its logits `(n, V)`, and the five scores `(5, n)`."""
+    labels = labels.unsqueeze(-1)
+    top1 = logits.argmax(-1, keepdim=True) == labels
+    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    nll = -log_probs.gather(-1, labels).squeeze(-1)
+    probabilities = log_probs.exp()
+    entropy = -_dot(probabilities, log_probs)
+    shared = target.vocab_size
+    softened = temperature != 1.0 or shared < logits.size(-1)
+    if softened:
+        soft_log_probs = (logits[:, :shared] / temperature).log_softmax(-1)
+        teacher = target.chunk(rows, soft_log_probs, temperature)
+        soft_grad = soft_log_probs.exp_().sub_(teacher.probabilities)
+        grad = probabilities.mul_(hard_weights.unsqueeze(-1))
+        # τ² from the loss, 1/τ from the softened logits.
+        grad[:, :shared] += soft_grad.mul_((soft_weights * temperature).unsqueeze(-1))
+    else:
+        teacher = target.chunk(rows, log_probs, temperature)
+        grad = probabilities.mul_((hard_weights + soft_weights).unsqueeze(-1))
+        grad.sub_(teacher.probabilities.mul_(soft_weights.unsqueeze(-1)))
+    grad.scatter_add_(-1, labels, -hard_weights.unsqueeze(-1))
+    factor = temperature**2
+    kl = teacher.cross_entropy - teacher.entropy
+    return grad, torch.stack([nll, factor * teacher.cross_entropy, factor * kl, entropy, top1.squeeze(-1).float()])
+
+
+def _chunks(rows: int, weight: torch.Tensor) -> list[slice]:
+    elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
+    step = max(1, elements // weight.size(0))
+    return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Row-wise inner products, without a tensor of the products."""
+    return torch.linalg.vecdot(a, b)

@@ -1,0 +1,321 @@
+"""DaD-DAgger: Data as Demonstrator with DAgger's teacher."""
+
+import contextlib
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl.models import prepare_deepspeed
+from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from ..branches import GOLD, Branch
+from ..data import Example
+from ..distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
+from ..joint_dataset import JointDataset
+from ..losses import LossTerm, kind_factors, sum_by_kind
+from ..modeling import LMHead, backbone
+from ..rollouts import RolloutEngine, SamplingOptions
+from ..teacher import Teacher, check_tokenizers, shared_vocab_size
+from ..trainable import freeze_all_but
+from ..trajectories import cut_documents, cut_responses
+from .dad_dagger_config import DaDDaggerConfig
+from .iterative import IterativeSFTTrainer
+from .soft_label_phase import SoftLabelPhase
+
+
+logger = logging.getLogger(__name__)
+
+# Private surfaces of TRL 1.16 in this file: `_ForwardRedirection` and `maybe_gather_lm_head_ctx`, with which TRL's own
+# `DistillationTrainer` runs a loss inside the wrapped forward, so that DDP, DeepSpeed and FSDP see one.
+
+
+class DaDDaggerTrainer(IterativeSFTTrainer):
+    """
+    Distils a student from a teacher on the data's contexts *and on the student's own*, with the data's tokens as hard
+    labels on both.
+
+    Text is cut into trajectories of H true tokens and a horizon of T. Iteration 1 trains on the data. Before each later
+    one the student free-runs from every true context for T tokens, and the set grows by its rollouts: at a position t of
+    one, the context is the student's, the hard label is the **data's** token w_t and the soft label the **teacher's**
+    distribution on the student's context. Every iteration minimises, as one mean over the union,
+
+    `α · NLL + (1 − α) · KD`,  `KD = −Σ_v p*(v | context) log p_θ(v | context)`  (Eq. 5–9).
+
+    Differs from [`IterativeSFTTrainer`] in the data (trajectories), in that rollouts accumulate (`aggregate`), and in the
+    soft labels.
+
+    Requirements: a teacher with the student's tokenizer (none with `alpha=1`).
+
+    Relations: `alpha=1` is DaD, `alpha=0` ImitKD, `num_iterations=1` next-token knowledge distillation, and both
+    `alpha=1` and `num_iterations=1` plain fine-tuning. [`BASHTrainer`] mixes single tokens into whole responses and needs
+    no teacher.
+
+    Args:
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, or the folder or hub id of one or of a LoRA adapter. Default: `args.teacher_model_name_or_path`.
+        model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs:
+            As in [`IterativeSFTTrainer`].
+
+    References: Pozzi et al., *Mitigating Exposure Bias in Large Language Model Distillation: an Imitation Learning
+    Approach*, 2025, Algorithm 1.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
+
+    trainer = DaDDaggerTrainer(
+        model="EleutherAI/gpt-neo-125m",
+        teacher_model="EleutherAI/gpt-neo-1.3B",
+        args=DaDDaggerConfig("runs/dad-dagger"),
+        train_dataset=load_dataset("text", data_files="stories.txt", sample_by="document", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl-exbias", "dad-dagger"]
+    _name = "DaD-DAgger"
+    config_class = DaDDaggerConfig
+    branch_kinds = ("rollout",)
+
+    def __init__(
+        self,
+        model: Any,
+        args: DaDDaggerConfig | TrainingArguments | None = None,
+        data_collator: None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_model: str | PreTrainedModel | None = None,
+        **kwargs: Any,
+    ):
+        args = self._as_config(model, args)
+        _check_trainable(args, model, kwargs.get("peft_config"))
+        if isinstance(model, str) and processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(
+                model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
+            )
+        self.teacher = self._find_teacher(args, teacher_model)
+        if self.teacher is not None and processing_class is not None:
+            check_tokenizers(processing_class, self.teacher.tokenizer())
+        for reader in (model, *([self.teacher.source] if self.teacher else [])):
+            _check_positions(args, reader)
+        if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
+            logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
+            args.eval_strategy = type(args.eval_strategy)("epoch")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if args.trainable_modules:
+            trained = freeze_all_but(self.model, args.trainable_modules)
+            logger.info(f"Training {len(trained)} parameter tensors of {', '.join(args.trainable_modules)}.")
+        self.shared_vocab = LMHead(self.model).vocab_size
+        if self.teacher is not None:
+            self._set_up_teacher()
+        self._soft_labels = SoftLabelPhase(self)
+        self._resident_teacher: torch.nn.Module | None = None
+        self._forward_redirection = _ForwardRedirection()
+
+    # The method
+
+    def build_branches(
+        self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
+    ) -> list[list[Branch]]:
+        sampled = engine.sample(
+            [example.context_ids for example in examples], options, [example.id for example in examples]
+        )
+        branches = []
+        for example, tokens in zip(examples, sampled, strict=True):
+            tokens = tokens[: len(example.response_ids)]
+            changed = sum(token != true for token, true in zip(tokens, example.response_ids, strict=True))
+            self.rollout_stats.add("dad/changed_rate", changed, len(tokens))
+            self.rollout_stats.add("rollout/length", len(tokens), 1)
+            # At the first position the context is the data's still: the gold branch has that label already.
+            branches.append([Branch("rollout", tokens, [-100, *example.response_labels[1:]])])
+        return branches
+
+    def loss_terms(self) -> list[LossTerm]:
+        # D_T grows by union: one set, one mean.
+        return [LossTerm((GOLD, *self.branch_kinds))]
+
+    def iterations_in_use(self, iteration: int) -> list[int]:
+        # Iteration 1 trains on the data alone; rollouts begin with the second.
+        return list(range(max(2, iteration - self.args.rollouts_in_use + 1), iteration + 1))
+
+    def sampling_options(self, seed: int) -> SamplingOptions:
+        # The horizon has a fixed length: an end of text is a token like any other.
+        options = super().sampling_options(seed)
+        return dataclasses.replace(options, max_new_tokens=self.args.rollout_length, stop_token_ids=())
+
+    # Data
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        stride = args.stride or args.rollout_length
+        if self._dataset_form == "text" or (self._dataset_form == "tokenized" and "labels" not in dataset.column_names):
+            documents = self._tokenize_documents(dataset, processing_class, args, formatting_func)
+            return cut_documents(documents, args.context_length, args.rollout_length, stride)
+        # An evaluation set is cut like the training set.
+        rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, "train")
+        return cut_responses(rows, args.rollout_length, stride)
+
+    def _tokenize_documents(self, dataset, tokenizer, args, formatting_func) -> Dataset:
+        if "input_ids" in dataset.column_names:
+            return dataset.select_columns(["input_ids"])
+
+        def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
+            text = formatting_func(row) if formatting_func is not None else row[args.dataset_text_field]
+            # As TRL does with plain text, a document ends with EOS.
+            return {"input_ids": [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]}
+
+        return dataset.map(
+            tokenize, remove_columns=dataset.column_names, num_proc=args.dataset_num_proc, desc="Tokenizing documents"
+        )
+
+    def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
+        data = super().joint_dataset(rollouts, rows)
+        if self.teacher is not None and self.args.cache_teacher:
+            data.soft_labels = self._soft_labels.run(data)
+        return data
+
+    # The teacher
+
+    @staticmethod
+    def _find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
+        source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+        if args.alpha == 1:
+            if source is not None:
+                logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
+            return None
+        if source is None:
+            raise ValueError(
+                f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or set "
+                "`alpha=1` for hard labels alone (DaD)."
+            )
+        return Teacher(source, args.teacher_model_init_kwargs)
+
+    def _set_up_teacher(self) -> None:
+        self.teacher.device = self.accelerator.device
+        if self.is_deepspeed_enabled and not self.args.cache_teacher:
+            self.teacher.prepare = lambda model: prepare_deepspeed(
+                model, self.args.per_device_train_batch_size, self.args.fp16, self.args.bf16
+            )
+        teacher_size = self.teacher.config.get_text_config().vocab_size
+        self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
+        top_k = self.args.teacher_top_k
+        if top_k is not None and top_k > self.shared_vocab:
+            raise ValueError(f"`teacher_top_k={top_k}` is above the {self.shared_vocab} tokens of the vocabulary.")
+        if self.aux_loss_enabled:
+            raise ValueError(
+                "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "
+                "`output_router_logits=False` in the model's configuration."
+            )
+        if hasattr(LMHead(self.model).projection, "lora_A"):
+            raise ValueError(
+                "LoRA on the LM head is not supported together with soft labels: leave it out of `target_modules` (or put "
+                "it into `modules_to_save`)."
+            )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        with contextlib.ExitStack() as stack:
+            if self.teacher is not None and not self.args.cache_teacher:
+                self._resident_teacher = stack.enter_context(self.teacher.loaded())
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                self._resident_teacher = None
+
+    def models_in_step(self) -> list[torch.nn.Module]:
+        return [self.model, *([self._resident_teacher] if self._resident_teacher is not None else [])]
+
+    # The loss
+
+    def score_branches(self, model, inputs, kinds, weights, counts):
+        if self.teacher is None:
+            return super().score_branches(model, inputs, kinds, weights, counts)
+        inputs = dict(inputs)
+        labels, stored = inputs.pop("shift_labels"), inputs.pop("soft_labels", None)
+        scored = labels != -100
+        target = self._soft_target(inputs, scored, stored)
+        factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
+        alpha = self.args.alpha
+        scores = self._forward_redirection(
+            model,
+            self.accelerator.unwrap_model(model),
+            self._distil,
+            self.lay_out(inputs, self.model),
+            scored,
+            labels[scored],
+            target,
+            alpha * factors,
+            (1 - alpha) * factors,
+        )
+        losses = torch.zeros(labels.shape, device=scores.nll.device)
+        losses[scored] = alpha * scores.nll + (1 - alpha) * scores.cross_entropy
+        sums = {
+            "entropy": scores.entropy.sum(),
+            "mean_token_accuracy": scores.is_top1.sum(),
+            "loss/hard": scores.nll.sum(),
+            "loss/soft": scores.cross_entropy.sum(),
+            "kl": scores.kl.sum(),
+        }
+        return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums
+
+    def _distil(self, inputs, scored, labels, target, hard_weights, soft_weights) -> DistillationScores:
+        """Runs inside the wrapped model's forward."""
+        head = LMHead(self.model)
+        # The redirection steps around the forward that accelerate wrapped for mixed precision.
+        with self.accelerator.autocast():
+            hidden = backbone(self.model)(**inputs, use_cache=False).last_hidden_state
+            with maybe_gather_lm_head_ctx(head.projection.weight, head.projection.bias):
+                return distillation_scores(
+                    hidden[scored], head, labels, target, hard_weights, soft_weights, self.args.kd_temperature
+                )
+
+    def _soft_target(self, inputs: dict, scored: torch.Tensor, stored: dict | None) -> SoftTarget:
+        if stored is None:
+            with torch.no_grad():
+                teacher = self._resident_teacher
+                hidden = backbone(teacher)(**self.lay_out(inputs, teacher), use_cache=False).last_hidden_state
+            return DenseTarget(hidden[scored.to(hidden.device)], self.teacher.head, self.shared_vocab)
+        if "hidden" in stored:
+            hidden = stored["hidden"].to(self.teacher.head.projection.weight.device)
+            return DenseTarget(hidden, self.teacher.head, self.shared_vocab)
+        return TopKTarget(**stored, vocab_size=self.shared_vocab)
+
+
+def _check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> None:
+    if args.trainable_modules and (peft_config is not None or hasattr(model, "peft_config")):
+        raise ValueError(
+            "`trainable_modules` and LoRA exclude each other: an adapter's own settings (`target_modules`, "
+            "`layers_to_transform`) say what it trains."
+        )
+
+
+def _check_positions(args: DaDDaggerConfig, model: str | PreTrainedModel) -> None:
+    """Before the weights are loaded: does a trajectory fit the positions?"""
+    if isinstance(model, str):
+        try:
+            config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        except (OSError, ValueError):
+            return  # an adapter's folder, say: found out when it is loaded
+    else:
+        config = model.config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = args.context_length + args.rollout_length
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
+            f"{args.rollout_length}); the model has {limit} positions. Lower them."
+        )

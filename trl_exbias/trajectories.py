@@ -1,0 +1,97 @@
+"""Trajectories: a true context of H tokens and a horizon of T, cut from documents or from responses (000, §5)."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset
+
+from .data import CONTEXT_LENGTH
+
+
+logger = logging.getLogger(__name__)
+
+DOCUMENT = "document"
+
+
+def cut_documents(documents: Dataset, context_length: int, rollout_length: int, stride: int) -> Dataset:
+    """
+    Cuts tokenised documents into trajectories of `context_length + rollout_length` tokens, one every `stride` tokens and
+    never across documents. With `stride = rollout_length` every token behind the first `context_length` is a target
+    exactly once, but for a remainder shorter than a horizon.
+
+    Args:
+        documents (`datasets.Dataset`): A column `input_ids`.
+
+    Returns:
+        `datasets.Dataset`: `input_ids`, `labels` (-100 in the context), `context_length`, `document` (its row).
+
+    Raises:
+        ValueError: if no document is long enough.
+    """
+    length = context_length + rollout_length
+
+    def cut(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        rows: dict[str, list] = {name: [] for name in ("input_ids", "labels", CONTEXT_LENGTH, DOCUMENT)}
+        for document, ids in zip(indices, batch["input_ids"], strict=True):
+            for start in starts(len(ids), length, stride):
+                _append(rows, ids[start : start + length], context_length, document)
+        return rows
+
+    cut_rows = documents.map(
+        cut,
+        batched=True,
+        with_indices=True,
+        remove_columns=documents.column_names,
+        desc="Cutting trajectories",
+    )
+    short = sum(len(ids) < length for ids in documents["input_ids"])
+    if len(cut_rows) == 0:
+        raise ValueError(
+            f"No document has the {length} tokens of a trajectory (`context_length` {context_length} + `rollout_length` "
+            f"{rollout_length}); the longest of {len(documents)} has {max(map(len, documents['input_ids']))}. Lower them."
+        )
+    if short:
+        logger.warning(
+            f"{short} of {len(documents)} documents are shorter than a trajectory ({length} tokens): dropped."
+        )
+    return cut_rows
+
+
+def cut_responses(rows: Dataset, rollout_length: int, stride: int) -> Dataset:
+    """
+    Cuts prompt-completion rows: the context is the prompt and the first tokens of the response, the horizon the next
+    `rollout_length` tokens, one trajectory every `stride` tokens; the last horizon ends with the response.
+
+    Args:
+        rows (`datasets.Dataset`): `input_ids`, `labels`, `context_length` (where the response begins).
+
+    Returns:
+        `datasets.Dataset`: As [`cut_documents`].
+    """
+
+    def cut(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        out: dict[str, list] = {name: [] for name in ("input_ids", "labels", CONTEXT_LENGTH, DOCUMENT)}
+        for i, row in enumerate(indices):
+            ids, labels, begin = batch["input_ids"][i], batch["labels"][i], batch[CONTEXT_LENGTH][i]
+            for start in range(begin, len(ids), stride):
+                stop = min(start + rollout_length, len(ids))
+                if any(label != -100 for label in labels[start:stop]):
+                    _append(out, ids[:stop], start, row, labels[start:stop])
+        return out
+
+    return rows.map(cut, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Cutting trajectories")
+
+
+def starts(num_tokens: int, length: int, stride: int) -> Iterator[int]:
+    """Where trajectories of `length` tokens begin in a document of `num_tokens`."""
+    yield from range(0, num_tokens - length + 1, stride)
+
+
+def _append(
+    rows: dict[str, list[Any]], ids: list[int], context_length: int, document: int, labels: list[int] | None = None
+) -> None:
+    rows["input_ids"].append(ids)
+    rows["labels"].append([-100] * context_length + (ids[context_length:] if labels is None else labels))
+    rows[CONTEXT_LENGTH].append(context_length)
+    rows[DOCUMENT].append(document)
