@@ -108,7 +108,7 @@ class TransformersEngine:
 
         def run(batch: list[int]) -> None:
             rows = [rows_to_run[i] for i in batch]
-            if self._takes_masks(max(len(prompts[row]) + sampled[row][-1] for row in rows)):
+            if self.takes_masks(max(len(prompts[row]) + sampled[row][-1] for row in rows)):
                 self._sweep(rows, prompts, references, sampled, options, ids, out)
             else:
                 self._decode(rows, prompts, _Mixing(references, sampled), options, ids, out)
@@ -140,7 +140,7 @@ class TransformersEngine:
     def _decode(self, rows, prompts, script, options, ids, out) -> None:
         """Grows the rows of a batch token by token; `script` says which token is forced and when a row ends."""
         total = max(len(prompts[row]) + script.max_length(row) for row in rows)
-        if self._takes_masks(total):
+        if self.takes_masks(total):
             self._decode_together([*rows], prompts, script, options, ids, out, total)
             return
         # Without a mask of our own there can be no padding: only prompts of the same length go together.
@@ -267,7 +267,8 @@ class TransformersEngine:
             self._reported.add(row)
             self.on_progress(1, tokens)
 
-    def _takes_masks(self, length: int) -> bool:
+    def takes_masks(self, length: int) -> bool:
+        """Whether rows of one batch, up to `length` tokens long, may stand at different positions."""
         window = attention_window(base_causal_lm(self.model).config)
         return (window is None or length <= window) and self._takes_masks_at_all
 
