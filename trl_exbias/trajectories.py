@@ -1,7 +1,6 @@
 """Trajectories: a true context of H tokens and a horizon of T, cut from documents or from responses (000, §5)."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset
@@ -83,9 +82,9 @@ def cut_responses(rows: Dataset, rollout_length: int, stride: int) -> Dataset:
     return rows.map(cut, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Cutting trajectories")
 
 
-def starts(num_tokens: int, length: int, stride: int) -> Iterator[int]:
+def starts(num_tokens: int, length: int, stride: int) -> range:
     """Where trajectories of `length` tokens begin in a document of `num_tokens`."""
-    yield from range(0, num_tokens - length + 1, stride)
+    return range(0, max(0, num_tokens - length + 1), stride)
 
 
 def _append(

@@ -3,12 +3,14 @@ from dataclasses import fields
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig
 
-from trl_exbias import BASHConfig, RACConfig
+from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig
 from trl_exbias.cli.data_arguments import DataArguments
 from trl_exbias.cli.keys import launcher_flags, unknown_key_message, valid_keys
 
 
-@pytest.mark.parametrize(("command", "config_class"), [("bash", BASHConfig), ("rac", RACConfig)])
+@pytest.mark.parametrize(
+    ("command", "config_class"), [("bash", BASHConfig), ("rac", RACConfig), ("dad-dagger", DaDDaggerConfig)]
+)
 def test_keys_read_from_source_are_the_fields_of_the_imported_classes(command, config_class):
     classes = (config_class, DataArguments, ModelConfig, DatasetMixtureConfig)
     expected = {field.name for cls in classes for field in fields(cls) if field.init}
@@ -23,6 +25,7 @@ def test_our_own_options_are_a_frozen_list():
     assert own == {
         "correction_template",
         "epochs_per_iteration",
+        "iteration_patience",
         "max_new_tokens",
         "num_iterations",
         "num_rollouts",
@@ -40,6 +43,20 @@ def test_our_own_options_are_a_frozen_list():
         "top_p",
     }
     assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {"beta"}
+    assert {field.name for field in fields(DaDDaggerConfig)} - {field.name for field in fields(RACConfig)} == {
+        "aggregate",
+        "alpha",
+        "cache_teacher",
+        "context_length",
+        "kd_temperature",
+        "rollout_length",
+        "soft_label_dir",
+        "stride",
+        "teacher_model_init_kwargs",
+        "teacher_model_name_or_path",
+        "teacher_top_k",
+        "trainable_modules",
+    }
 
 
 def test_launcher_flags_are_accelerates():

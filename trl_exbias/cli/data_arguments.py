@@ -26,3 +26,14 @@ class DataArguments(ScriptArguments):
         default=False,
         metadata={"help": "Make the rendered prompt a user turn and the response an assistant turn."},
     )
+    text_template: str | None = field(
+        default=None,
+        metadata={"help": "Jinja template of plain text over the dataset's columns, instead of prompt and completion."},
+    )
+    document_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column whose value rows of one document share: their texts are joined, in order, by spaces (data "
+            "with a sentence a row)."
+        },
+    )

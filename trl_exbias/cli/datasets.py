@@ -18,9 +18,14 @@ logger = logging.getLogger(__name__)
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-def load_split(data_args: DataArguments, mixture: DatasetMixtureConfig, kind: str) -> Dataset:
+def load_split(
+    data_args: DataArguments, mixture: DatasetMixtureConfig, kind: str, whole_documents: bool = False
+) -> Dataset:
     """
     The `"train"` or `"test"` data of a command, rendered through its templates.
+
+    Args:
+        whole_documents (`bool`, *optional*, defaults to `False`): A text file is one row, not a row a line.
 
     Raises:
         RecipeError: if neither `dataset_name` nor `datasets` is given, or a template does not fit the columns.
@@ -32,18 +37,32 @@ def load_split(data_args: DataArguments, mixture: DatasetMixtureConfig, kind: st
         dataset = splits[kind]
     elif data_args.dataset_name:
         split = data_args.dataset_train_split if kind == "train" else data_args.dataset_test_split
-        dataset = _load(data_args.dataset_name, data_args.dataset_config, split, data_args.dataset_streaming)
+        dataset = load_rows(
+            data_args.dataset_name, data_args.dataset_config, split, data_args.dataset_streaming, whole_documents
+        )
     else:
         raise RecipeError("recipe", ["either `dataset_name` or `datasets` is needed."])
     return render(dataset, data_args)
 
 
 def render(dataset: Dataset, data_args: DataArguments) -> Dataset:
-    """`prompt` and `completion` from the templates; the dataset as it is where none is given."""
-    templates = {"prompt": data_args.prompt_template, "completion": data_args.completion_template}
-    if not any(templates.values()):
+    """`text`, or `prompt` and `completion`, from the templates; the dataset as it is where none is given."""
+    templates = {name: getattr(data_args, f"{name}_template") for name in ("prompt", "completion", "text")}
+    problems = []
+    if templates.pop("text") is not None:
+        problems += [f"`{name}_template` and `text_template` exclude each other." for name, t in templates.items() if t]
+        templates = {"text": data_args.text_template}
+    if data_args.document_column is not None:
+        if "text" not in templates:
+            problems.append("`document_column` joins plain text: say which with `text_template`.")
+        if data_args.document_column not in dataset.column_names:
+            problems.append(
+                f"`document_column: {data_args.document_column}` is no column of the data (columns: "
+                f"{', '.join(dataset.column_names)})."
+            )
+    if not any(templates.values()) and not problems:
         return dataset
-    problems = [f"`{name}_template` is missing." for name, text in templates.items() if not text]
+    problems += [f"`{name}_template` is missing." for name, text in templates.items() if not text]
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     for name, text in templates.items():
         try:
@@ -62,23 +81,38 @@ def render(dataset: Dataset, data_args: DataArguments) -> Dataset:
 
     def render_row(row: dict[str, Any]) -> dict[str, Any]:
         text = {name: template.render(row) for name, template in compiled.items()}
-        if not data_args.as_conversation:
+        if not data_args.as_conversation or "text" in text:
             return text
         return {
             "prompt": [{"role": "user", "content": text["prompt"]}],
             "completion": [{"role": "assistant", "content": text["completion"]}],
         }
 
-    return dataset.map(render_row, remove_columns=dataset.column_names, desc="Rendering rows")
+    rendered = dataset.map(render_row, remove_columns=dataset.column_names, desc="Rendering rows")
+    if data_args.document_column is None:
+        return rendered
+    documents: dict[Any, list[str]] = {}
+    for document, text in zip(dataset[data_args.document_column], rendered["text"], strict=True):
+        documents.setdefault(document, []).append(text)
+    return Dataset.from_dict({"text": [" ".join(texts) for texts in documents.values()]})
 
 
-def _load(name: str, config: str | None, split: str, streaming: bool) -> Dataset:
+def load_rows(
+    name: str, config: str | None, split: str, streaming: bool = False, whole_documents: bool = False
+) -> Dataset:
+    """
+    A split (or a slice of one) of a hub data set, a folder or a file.
+
+    Raises:
+        RecipeError: for a file of a kind that cannot be read.
+    """
     path = Path(name)
     if path.is_file():
         if path.suffix not in _BUILDERS:
             raise RecipeError("recipe", [f"`dataset_name: {name}` is no {', '.join(_BUILDERS)} file."])
         # One file is one split: `train`, or a slice of it.
-        return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split=split, streaming=streaming)
+        options = {"sample_by": "document"} if path.suffix == ".txt" and whole_documents else {}
+        return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split=split, streaming=streaming, **options)
     if path.is_dir() and config is not None:
         # A recipe names the hub's configuration; the same data in a folder have none.
         logger.warning(f"`dataset_config: {config}` is not used: `{name}` is a local folder.")

@@ -19,6 +19,7 @@ _SOURCES = (
     ("trl_exbias", "trainers/iterative_config.py"),
     ("trl_exbias", "trainers/bash.py"),
     ("trl_exbias", "trainers/rac.py"),
+    ("trl_exbias", "trainers/dad_dagger_config.py"),
     ("trl", "scripts/utils.py"),
     ("trl", "trainer/model_config.py"),
     ("trl", "trainer/sft_config.py"),
@@ -27,7 +28,7 @@ _SOURCES = (
 )
 #: Classes behind every training command, besides the method's own config.
 COMMON_CLASSES = ("DataArguments", "ModelConfig", "DatasetMixtureConfig")
-CONFIG_CLASSES = {"bash": "BASHConfig", "rac": "RACConfig"}
+CONFIG_CLASSES = {"bash": "BASHConfig", "rac": "RACConfig", "dad-dagger": "DaDDaggerConfig"}
 #: Keys of a recipe that are no argument: environment variables, set before anything runs.
 RECIPE_ONLY = ("env",)
 #: Flags of the launcher and the parser themselves.

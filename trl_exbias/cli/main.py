@@ -8,7 +8,9 @@ import sys
 COMMANDS = {
     "bash": "Batch-Scheduled Sampling: train on gold and on responses mixed with the policy's own tokens",
     "rac": "Reference-Answer-based Correction: train on gold and on the policy's corrections of its own answers",
-    "demo": "RAC and BASH on an embedded model and its own data, on a CPU, in minutes",
+    "dad-dagger": "DaD-DAgger: distil a student on the data's contexts and on its own, from a teacher and the data",
+    "measure": "perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
+    "demo": "RAC, BASH and DaD-DAgger on an embedded model and its own data, on a CPU, in minutes",
     "recipes": "list, show or copy the shipped recipes",
     "env": "versions and hardware, for a bug report",
 }
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return importlib.import_module(f"trl_exbias.cli.{command}").run(rest)
+    return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
 
 
 if __name__ == "__main__":

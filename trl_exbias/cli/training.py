@@ -11,7 +11,11 @@ from .keys import CONFIG_CLASSES
 from .recipe import RecipeError, check_keys, exit_with, parse
 
 
-_MODULES = {"bash": "trl_exbias.trainers.bash", "rac": "trl_exbias.trainers.rac"}
+_MODULES = {
+    "bash": "trl_exbias.trainers.bash",
+    "rac": "trl_exbias.trainers.rac",
+    "dad-dagger": "trl_exbias.trainers.dad_dagger",
+}
 
 
 def launch(command: str, argv: list[str]) -> int:
@@ -26,13 +30,17 @@ def launch(command: str, argv: list[str]) -> int:
 
     script_args = _without(argv, launch_args)
     launch_args = _resolve_accelerate_config(launch_args)
-    arguments = launch_command_parser().parse_args([*launch_args, "-m", f"trl_exbias.cli.{command}", *script_args])
+    arguments = launch_command_parser().parse_args([*launch_args, "-m", _module(command), *script_args])
     _use_all_cores(arguments.num_processes or 1)
     try:
         launch_command(arguments)
     except SystemExit as stop:  # the launcher's way of passing a failure on
         return int(stop.code or 0) if not isinstance(stop.code, str) else 1
     return 0
+
+
+def _module(command: str) -> str:
+    return f"trl_exbias.cli.{command.replace('-', '_')}"
 
 
 def _use_all_cores(num_processes: int) -> None:
@@ -88,8 +96,8 @@ def _train(trainer_class: type, data_args: Any, args: Any, model_args: Any, mixt
     trainer = trainer_class(
         model=model_args.model_name_or_path,
         args=args,
-        train_dataset=load_split(data_args, mixture, "train"),
-        eval_dataset=load_split(data_args, mixture, "test") if wants_eval else None,
+        train_dataset=load_split(data_args, mixture, "train", trainer_class.reads_documents),
+        eval_dataset=load_split(data_args, mixture, "test", trainer_class.reads_documents) if wants_eval else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )

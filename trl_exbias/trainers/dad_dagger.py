@@ -81,8 +81,20 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     _tag_names = ["trl-exbias", "dad-dagger"]
     _name = "DaD-DAgger"
+    _paper = {
+        "title": "Mitigating exposure bias in large language model distillation: an imitation learning approach",
+        # docstyle-ignore
+        "citation": """\
+@article{pozzi2025mitigating,
+    title        = {{Mitigating exposure bias in large language model distillation: an imitation learning approach}},
+    author       = {Andrea Pozzi and Alessandro Incremona and Daniele Tessera and Daniele Toti},
+    year         = 2025,
+    journal      = {Neural Computing and Applications}
+}""",
+    }
     config_class = DaDDaggerConfig
     branch_kinds = ("rollout",)
+    reads_documents = True
 
     def __init__(
         self,

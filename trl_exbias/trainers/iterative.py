@@ -85,6 +85,8 @@ class IterativeSFTTrainer(SFTTrainer):
     branch_kinds: tuple[str, ...] = ("rollout",)
     #: Forms of data (see `data.dataset_form`) in which the method makes sense.
     dataset_forms: tuple[str, ...] = ("prompt-completion", "messages", "text", "tokenized")
+    #: Whether plain text is read as whole documents, and a text file as one.
+    reads_documents = False
     #: How many calls of the engine `build_branches` makes for a row: what the progress bar counts by.
     engine_calls_per_row = 1
 

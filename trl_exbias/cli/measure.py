@@ -1,0 +1,194 @@
+"""`exbias measure MODEL… --data DATA`: perplexity, free-running cross-entropy and exposure bias; see `docs/metrics.md`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .recipe import RecipeError, exit_with
+
+
+def run(argv: list[str]) -> int:
+    """The command."""
+    args = _parser().parse_args(argv)
+    try:
+        return _measure(args)
+    except (RecipeError, ValueError, ImportError, OSError) as error:
+        return exit_with(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="exbias measure", description=__doc__)
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="hub id, folder, LoRA adapter or run directory; NAME=MODEL to name it",
+    )
+    add("--data", required=True, help="hub id, folder, or .txt, .json, .jsonl, .csv or .parquet file")
+    add("--data_config", help="configuration of a hub data set")
+    add("--split", default="test", help="split or slice of one; of a single file always `train` (default: test)")
+    add("--text_field", default="text", help="column of plain text (default: text)")
+    add("--prompt_template", help="jinja over the columns; with --completion_template for prompt-completion data")
+    add("--completion_template", help="jinja over the columns")
+    add("--as_conversation", action="store_true", help="render prompts with the chat template")
+    add("--context_length", type=int, default=128, help="H, tokens of true context of plain text (default: 128)")
+    add("--horizon", type=int, default=10, help="T, steps of free running (default: 10)")
+    add("--num_samples", type=int, default=4, help="free runs from each start (default: 4)")
+    add("--max_starts", type=int, default=256, help="starts, spread evenly over the data (default: 256)")
+    add("--teacher", help="model that stands for the truth in the excess error")
+    add("--dtype", default="auto", help="of the weights: auto, float32, bfloat16, float16 (default: auto)")
+    add("--device", help="default: an accelerator where there is one")
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, help="write the report as JSON")
+    add("--plot", type=Path, help="write the curves over the horizon as a PNG")
+    add("--trust_remote_code", action="store_true", help="run code that comes with a model")
+    return parser
+
+
+def _measure(args: argparse.Namespace) -> int:
+    import datasets
+    import transformers
+    from transformers import AutoTokenizer
+
+    from ..evaluation.plot import plot_exposure_bias
+    from ..evaluation.report import notes, table
+    from ..teacher import check_tokenizers
+    from .memory import keep_freed_memory
+
+    keep_freed_memory()
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    named = dict(_named(model) for model in args.models)
+    folders = {name: model_folder(model) for name, model in named.items()}
+    kwargs = {"trust_remote_code": args.trust_remote_code}
+    tokenizers = {name: AutoTokenizer.from_pretrained(folder, **kwargs) for name, folder in folders.items()}
+    teacher = None
+    if args.teacher:
+        for tokenizer in tokenizers.values():
+            check_tokenizers(tokenizer, AutoTokenizer.from_pretrained(model_folder(args.teacher), **kwargs))
+        teacher = _load(model_folder(args.teacher), args)
+    rows = _rows(args)
+    measurements = {}
+    for name, folder in folders.items():
+        model = _load(folder, args)
+        measurements[name] = measure_model(name, model, tokenizers[name], rows, args, teacher)
+        del model
+    print("\n" + table(measurements))
+    first = next(iter(measurements.values())).exposure_bias
+    print(
+        f"\nNats per token with 95 % bootstrap intervals over {first.num_starts} starts, {first.num_samples} free runs of "
+        f"{len(first.gap)} steps from each.\n\n{notes(teacher is not None)}"
+    )
+    if args.output:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("models",)}
+        report = {"settings": settings, "models": {n: m.as_dict() for n, m in measurements.items()}}
+        args.output.write_text(json.dumps(report, indent=2))
+        print(f"\nReport: {args.output}")
+    if args.plot:
+        plot_exposure_bias({n: m.exposure_bias for n, m in measurements.items()}, args.plot)
+        print(f"Plot: {args.plot}")
+    return 0
+
+
+def measure_model(name, model, tokenizer, rows, args, teacher):
+    """One model's measurement, with a progress bar."""
+    from tqdm.auto import tqdm
+
+    from ..evaluation import exposure_bias_from, perplexity
+    from ..evaluation.report import Measurement
+
+    contexts, horizons, documents, stride = _cut(rows, tokenizer, args)
+    with tqdm(total=len(contexts), desc=f"Measuring {name}", unit="start", leave=False, file=sys.stderr) as bar:
+        found = exposure_bias_from(
+            model,
+            contexts,
+            horizons,
+            args.num_samples,
+            args.seed,
+            teacher,
+            on_progress=lambda starts, tokens: bar.update(starts),
+        )
+    ppl = perplexity(model, documents, args.context_length, stride) if documents else None
+    num_bytes = sum(len(tokenizer.decode(horizon).encode()) for horizon in horizons)
+    return Measurement(found, ppl, num_bytes / sum(map(len, horizons)))
+
+
+def model_folder(name: str) -> str:
+    """The folder of a model: of a run directory without a model of its own, its newest checkpoint."""
+    path = Path(name)
+    if not path.is_dir() or any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        return name
+    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
+    if not checkpoints:
+        raise ValueError(f"{name} holds neither a model nor an adapter nor a checkpoint.")
+    return str(checkpoints[-1])
+
+
+def _named(model: str) -> tuple[str, str]:
+    name, equals, path = model.partition("=")
+    return (name, path) if equals else (Path(model).name or model, model)
+
+
+def _load(folder: str, args: argparse.Namespace):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    return model.to(device).eval()
+
+
+def _rows(args: argparse.Namespace):
+    from .data_arguments import DataArguments
+    from .datasets import load_rows, render
+
+    split = "train" if Path(args.data).is_file() and args.split == "test" else args.split
+    dataset = load_rows(args.data, args.data_config, split, whole_documents=True)
+    return render(
+        dataset,
+        DataArguments(
+            prompt_template=args.prompt_template,
+            completion_template=args.completion_template,
+            as_conversation=args.as_conversation,
+        ),
+    )
+
+
+def _cut(rows, tokenizer, args: argparse.Namespace):
+    """Contexts, horizons, and (of plain text) the documents with the stride that spreads the starts over them."""
+    from ..data import conversation_prompt_ids
+    from ..trajectories import starts
+
+    contexts, horizons = [], []
+    if "prompt" in rows.column_names and "completion" in rows.column_names:
+        for row in rows.select(range(min(len(rows), args.max_starts))):
+            if isinstance(row["prompt"], str):
+                contexts.append(tokenizer(row["prompt"])["input_ids"])
+                completion = row["completion"]
+            else:
+                contexts.append(conversation_prompt_ids(tokenizer, row["prompt"], {}, None))
+                completion = row["completion"][-1]["content"]
+            ids = tokenizer(completion + (tokenizer.eos_token or ""), add_special_tokens=False)["input_ids"]
+            horizons.append(ids[: args.horizon])
+        return contexts, horizons, None, 1
+    if args.text_field not in rows.column_names:
+        raise ValueError(
+            f"The data have no column `{args.text_field}` (columns: {', '.join(rows.column_names)}). Name one with "
+            "--text_field, or give --prompt_template and --completion_template."
+        )
+    documents = [tokenizer(text)["input_ids"] for text in rows[args.text_field]]
+    length = args.context_length + args.horizon
+    possible = sum(len(starts(len(document), length, 1)) for document in documents)
+    if not possible:
+        raise ValueError(
+            f"No document has the {length} tokens of a context and a horizon; the longest has "
+            f"{max(map(len, documents), default=0)}. Lower --context_length or --horizon."
+        )
+    stride = max(1, possible // args.max_starts)
+    for document in documents:
+        for start in starts(len(document), length, stride):
+            contexts.append(document[start : start + args.context_length])
+            horizons.append(document[start + args.context_length : start + length])
+    return contexts, horizons, documents, stride
