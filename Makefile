@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(RUN) -m trl_exbias.demo.embedded_model
 	touch $@
 
-# SFT, rollouts and joint training with RAC and with BASH, on SmolLM2-135M and its own data. About 7 minutes on 2 cores.
+# RAC, BASH and DaD-DAgger on SmolLM2-135M and the demo's own data. About 8 minutes on 2 cores.
 demo: setup
 	$(VENV)/bin/exbias demo
 

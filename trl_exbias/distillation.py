@@ -20,8 +20,8 @@ import torch
 from .modeling import LMHead
 
 
-# Logits of one chunk. On a CPU 2^23 floats (32 MiB) keep a chunk near the cache; a GPU wants larger matrices.
-_CHUNK_ELEMENTS = {"cpu": 1 << 23}
+# Logits of one chunk. On a CPU 2^22 floats (16 MiB) keep a chunk near the cache; a GPU wants larger matrices.
+_CHUNK_ELEMENTS = {"cpu": 1 << 22}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
 
 
@@ -207,11 +207,11 @@ class _Distillation(torch.autograd.Function):
                     grad_weight += grad.T @ hidden[rows]
             if wants_bias:
                 grad_bias += grad.sum(0)
-        ctx.save_for_backward(
+        ctx.gradients = [
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-        )
+        ]
         nll, cross_entropy, kl, entropy, is_top1 = scores
         loss = (hard_weights * nll + soft_weights * cross_entropy).sum()
         ctx.mark_non_differentiable(nll, cross_entropy, kl, entropy, is_top1)
@@ -219,8 +219,13 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, None, None, None, None, None, None)
+        # Scaled in place: a second gradient of the LM head would be the largest tensor here. So it goes once only.
+        assert ctx.gradients is not None, "backward a second time through the same loss"
+        gradients, ctx.gradients = ctx.gradients, None
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(grad_loss)
+        return (*gradients, None, None, None, None, None, None)
 
 
 def _score_chunk(logits, labels, target, rows, hard_weights, soft_weights, temperature):

@@ -5,14 +5,15 @@ import pytest
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig
 
-from trl_exbias import BASHConfig, RACConfig
+from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig
 from trl_exbias.cli.data_arguments import DataArguments
 from trl_exbias.cli.recipe import RecipeError, check_keys, parse
 from trl_exbias.cli.recipes import names, recipe_path
 
 
 def classes(method):
-    return (DataArguments, {"bash": BASHConfig, "rac": RACConfig}[method], ModelConfig, DatasetMixtureConfig)
+    config_class = {"bash": BASHConfig, "rac": RACConfig, "dad-dagger": DaDDaggerConfig}[method]
+    return (DataArguments, config_class, ModelConfig, DatasetMixtureConfig)
 
 
 def recipe(tmp_path, **content) -> list[str]:

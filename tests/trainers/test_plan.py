@@ -67,3 +67,25 @@ def test_every_step_lies_in_exactly_one_epoch(phases, accumulation, max_steps):
         index, done = made.locate(step)
         assert made.epochs[index].first_step + done == step and done < made.epochs[index].num_updates
     assert made.locate(made.total_steps) == (len(made.epochs), 0)
+
+
+def test_an_iteration_that_ends_early_moves_the_later_ones_up():
+    plan = RunPlan([Phase(0, 1, 8), Phase(1, 3, 8), Phase(2, 2, 8)], lambda rows: rows, 2)
+    assert plan.total_steps == 4 + 12 + 8
+    assert plan.end_iteration(1, 4 + 6) == 6
+    assert [(e.iteration, e.first_step, e.num_updates, e.num_batches) for e in plan.epochs] == [
+        (0, 0, 4, 8),
+        (1, 4, 4, 8),
+        (1, 8, 2, 4),
+        (2, 10, 4, 8),
+        (2, 14, 4, 8),
+    ]
+    assert [plan.iteration_at(step) for step in (0, 4, 5, 10, 11, 18)] == [0, 0, 1, 1, 2, 2]
+    assert plan.first_step(2) == 10
+
+
+def test_an_iteration_that_ends_where_it_was_planned_to_loses_nothing():
+    plan = RunPlan([Phase(1, 2, 8), Phase(2, 1, 8)], lambda rows: rows, 1)
+    before = list(plan.epochs)
+    assert plan.end_iteration(1, 16) == 0
+    assert plan.epochs == before

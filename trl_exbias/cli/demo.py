@@ -1,4 +1,4 @@
-"""`exbias demo`: SmolLM2-135M-Instruct goes through SFT, rollouts and joint training with RAC and with BASH, on a CPU."""
+"""`exbias demo`: SmolLM2-135M-Instruct goes through RAC and BASH, and teaches 10 of its own layers by DaD-DAgger, on a CPU."""
 
 import argparse
 import gc
@@ -26,6 +26,7 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
 
     from trl_exbias import BASHConfig, BASHTrainer, RACConfig, RACTrainer
 
+    from ..demo import dad_dagger
     from ..demo.embedded_model import embedded_model
     from ..demo.measure import measure
     from ..demo.word_problems import word_problems
@@ -70,7 +71,15 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
         trainer.save_model()
         model = trainer.model
         results[name] = measure(model, tokenizer, held_out, _SEED)
+    del model, trainer
+    gc.collect()
+    print(
+        f"\nDaD-DAgger: 10 of the model's 30 layers learn from all of them, {num_rows // 2} word problems as text …",
+        flush=True,
+    )
+    reports, plot = dad_dagger.run(model_dir, tokenizer, output_dir / "dad-dagger", num_rows // 2, _SEED)
     _print_table(results, num_held_out)
+    _print_exposure_bias(reports, plot)
     print(f"\nRuns (model, rollouts, metrics.jsonl, run.json): {output_dir.resolve()}")
     print(f"Took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
@@ -94,3 +103,14 @@ def _print_table(results: dict, num_held_out: int) -> None:
         "\nFree-running CE is that of the one written answer after the model's own words at the same length: compare it\n"
         "between models, and read it beside teacher-forced CE. It is not zero for a perfect model (docs/metrics.md)."
     )
+
+
+def _print_exposure_bias(reports: dict, plot: Path) -> None:
+    steps = len(next(iter(reports.values())).gap)
+    print(f"\nDaD-DAgger's student, {steps} steps of free running on held-out text [95 % interval] (nats/token)\n")
+    names = ("teacher_forced", "free_running", "gap")
+    print(" " * 27 + "".join(f"{name.replace('_', '-'):>22}" for name in names))
+    for stage, report in reports.items():
+        cells = (f"{t.mean:.2f} [{t.low:.2f}, {t.high:.2f}]" for t in (report.totals[name] for name in names))
+        print(f"{stage:<27}" + "".join(f"{cell:>22}" for cell in cells))
+    print(f"Plot over the steps: {plot}")

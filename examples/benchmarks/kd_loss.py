@@ -1,0 +1,101 @@
+"""The distillation loss from hidden states in chunks against the same loss from full logits: time and peak memory."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trl_exbias.distillation import DenseTarget, distillation_scores
+from trl_exbias.modeling import LMHead
+
+from .common import alternate, report
+
+
+POSITIONS, VOCAB, HIDDEN, ALPHA = 1024, 49152, 576, 0.5
+
+
+class _Head(LMHead):
+    """An LM head without a model around it."""
+
+    def __init__(self):
+        self.projection, self.scale, self.softcap = nn.Linear(HIDDEN, VOCAB, bias=False), 1.0, None
+
+
+def contestants() -> dict[str, callable]:
+    """Forward and backward of both, to the hidden states and the student's head."""
+    torch.manual_seed(0)
+    student, teacher = _Head(), _Head()
+    hidden = torch.randn(POSITIONS, HIDDEN, requires_grad=True)
+    teacher_hidden, labels = torch.randn(POSITIONS, HIDDEN), torch.randint(VOCAB, (POSITIONS,))
+    weights = torch.full((POSITIONS,), 1 / POSITIONS)
+
+    def chunked():
+        target = DenseTarget(teacher_hidden, teacher, VOCAB)
+        with torch.no_grad():
+            hard, soft = ALPHA * weights, (1 - ALPHA) * weights
+        return _backward(distillation_scores(hidden, student, labels, target, hard, soft).loss)
+
+    def full():
+        log_probs = student(hidden).log_softmax(-1)
+        with torch.no_grad():
+            probabilities = teacher(teacher_hidden).softmax(-1)
+        nll = nn.functional.nll_loss(log_probs, labels)
+        cross_entropy = -torch.linalg.vecdot(probabilities, log_probs).mean()
+        return _backward(ALPHA * nll + (1 - ALPHA) * cross_entropy)
+
+    def _backward(loss):
+        hidden.grad = student.projection.weight.grad = None
+        loss.backward()
+        return loss.item(), hidden.grad.norm().item(), student.projection.weight.grad.norm().item()
+
+    return {"chunked": chunked, "full": full}
+
+
+def _peak_extra_bytes(name: str) -> int:
+    """In a process of its own: resident memory at its highest, less what inputs and weights take."""
+    command = [sys.executable, "-m", "examples.benchmarks.kd_loss", name]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _memory(counter: str) -> int:
+    """A counter of `/proc/self/status`, in bytes. (`ru_maxrss` would be the parent's peak, where that is higher.)"""
+    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def main(repeats: int = 5) -> None:
+    """1,024 positions of SmolLM2's vocabulary and width, float32."""
+    runs = contestants()
+    values = {name: run() for name, run in runs.items()}
+    for chunked, full in zip(values["chunked"], values["full"], strict=True):
+        assert abs(chunked - full) < 1e-4 * abs(full), values
+    seconds = alternate(runs, repeats)
+    extra = {name: _peak_extra_bytes(name) for name in runs}
+    title = "KD loss in chunks ÷ from full logits"
+    mib = {name: value / 2**20 for name, value in extra.items()}
+    report(
+        f"{title}, peak extra memory",
+        extra["chunked"] / extra["full"],
+        "≤ 0.35",
+        f"{mib['chunked']:.0f} ÷ {mib['full']:.0f} MiB, equal losses and gradients",
+    )
+    report(
+        f"{title}, time",
+        seconds["chunked"] / seconds["full"],
+        "≤ 1.1",
+        f"{seconds['chunked']:.2f} s ÷ {seconds['full']:.2f} s, forward and backward",
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        run = contestants()[sys.argv[1]]
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counter starts over
+        before = _memory("VmRSS")
+        run()
+        print(_memory("VmHWM") - before)
+    else:
+        main()
