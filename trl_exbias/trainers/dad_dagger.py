@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -116,8 +123,9 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         self.teacher = self._find_teacher(args, teacher_model)
         if self.teacher is not None and processing_class is not None:
             check_tokenizers(processing_class, self.teacher.tokenizer())
-        for reader in (model, *([self.teacher.source] if self.teacher else [])):
-            _check_positions(args, reader)
+        _check_positions(args, "model", _config_of(model, args))
+        if self.teacher is not None:
+            _check_positions(args, "teacher", self.teacher.config)
         if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
             logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
             args.eval_strategy = type(args.eval_strategy)("epoch")
@@ -315,19 +323,23 @@ def _check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> Non
         )
 
 
-def _check_positions(args: DaDDaggerConfig, model: str | PreTrainedModel) -> None:
-    """Before the weights are loaded: does a trajectory fit the positions?"""
-    if isinstance(model, str):
-        try:
-            config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
-        except (OSError, ValueError):
-            return  # an adapter's folder, say: found out when it is loaded
-    else:
-        config = model.config
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+def _config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> PretrainedConfig | None:
+    """Read ahead of the weights; `None` where that takes loading them (an adapter's folder)."""
+    if not isinstance(model, str):
+        return model.config
+    try:
+        return AutoConfig.from_pretrained(
+            model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def _check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
+    limit = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
     length = args.context_length + args.rollout_length
     if limit is not None and length > limit:
         raise ValueError(
             f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
-            f"{args.rollout_length}); the model has {limit} positions. Lower them."
+            f"{args.rollout_length}); the {name} has {limit} positions. Lower them."
         )
