@@ -219,6 +219,15 @@ def branch_attention_mask(segment_ids: torch.Tensor, config: PretrainedConfig) -
     return attention_mask_4d(allowed.unsqueeze(1), config)
 
 
+def lay_out(inputs: dict[str, torch.Tensor], reader: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A batch of [`BranchCollator`] as the forward of `reader` takes it: segments become the mask of its attention."""
+    inputs = dict(inputs)
+    segment_ids = inputs.pop("segment_ids", None)
+    if segment_ids is not None:
+        inputs["attention_mask"] = branch_attention_mask(segment_ids, base_causal_lm(reader).config)
+    return inputs
+
+
 @torch.no_grad()
 def check_shared_context(model: torch.nn.Module) -> str | None:
     """

@@ -5,6 +5,7 @@ exactly where TRL's own completion mask would start it.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.data_utils import _tokenize, common_prefix_length, is_conversational
 
+
+logger = logging.getLogger(__name__)
 
 CONTEXT_LENGTH = "context_length"
 _SHOWN = 5  # rows named in a message
@@ -196,6 +199,16 @@ def response_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         contexts.append(table[CONTEXT_LENGTH].to_numpy())
     lengths, contexts = np.concatenate(lengths), np.concatenate(contexts)
     return lengths, np.maximum(lengths - contexts, 0)
+
+
+def report_cut_responses(lengths: np.ndarray, max_length: int | None) -> None:
+    """Warns of rows that truncation left without a token of their last response."""
+    cut = int((lengths == 0).sum())
+    if cut:
+        logger.warning(
+            f"{cut} of {len(lengths)} rows keep no token of their last response within `max_length={max_length}`: they are "
+            "trained on their gold labels and never rolled out."
+        )
 
 
 def conversation(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ class SoftLabelCache:
 
     def _open(self, path: Path) -> safe_open:
         if path not in self._files:
-            self._files[path] = safe_open(path, framework="pt").__enter__()
+            self._files[path] = safe_open(path, framework="pt")
         return self._files[path]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trl_exbias.cli.memory import keep_freed_memory
 from trl_exbias.demo.embedded_model import embedded_model
@@ -17,6 +17,19 @@ from trl_exbias.demo.word_problems import word_problems
 
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each optimizer step."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(time.perf_counter() - self.started)
 
 
 def load_model():

@@ -5,7 +5,7 @@ import time
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
@@ -13,7 +13,7 @@ from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
 from trl_exbias.students import keep_layers
 
-from .common import load_model, report
+from .common import StepTimes, load_model, report
 
 
 CONTEXT, HORIZON = 128, 10
@@ -98,17 +98,6 @@ class _PromptCollator:
         }
 
 
-class _Steps(TrainerCallback):
-    def __init__(self):
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self.started)
-
-
 def against_gkd(teacher, tokenizer, num_rows: int = 16, gkd_steps: int = 4) -> None:
     """Label tokens trained on in a second, rollouts and teacher included; GKD fully on-policy, 10 new tokens a prompt."""
     data = trajectories(num_rows, tokenizer)
@@ -119,7 +108,7 @@ def against_gkd(teacher, tokenizer, num_rows: int = 16, gkd_steps: int = 4) -> N
     # Three iterations of four epochs: gold, and one and two sets of rollouts without their first position.
     tokens = num_rows * 4 * sum(HORIZON + i * (HORIZON - 1) for i in range(3))
     ours = tokens / seconds
-    steps = _Steps()
+    steps = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         args = GKDConfig(
             folder,

@@ -2,29 +2,14 @@
 
 import statistics
 import tempfile
-import time
 
-from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
 
-from .common import load_model, report
-
-
-class StepTimes(TrainerCallback):
-    """Seconds of each optimizer step."""
-
-    def __init__(self):
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self.started)
+from .common import StepTimes, load_model, report
 
 
 def main(rounds: int = 4, num_rows: int = 24) -> None:

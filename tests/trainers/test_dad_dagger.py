@@ -376,3 +376,67 @@ def test_modules_that_are_not_there_are_named(tmp_path):
 def test_trainable_modules_and_lora_exclude_each_other(tmp_path):
     with pytest.raises(ValueError, match="exclude each other"):
         make(tmp_path, trainable_modules=["model.norm"], peft_config=LoraConfig(r=2), alpha=1.0)
+
+
+# The named baselines, each against its own equation
+
+
+def test_plain_fine_tuning_is_trls_sft_on_the_trajectories(tmp_path):
+    """n = 1, α = 1: the labels of the horizons, nothing else."""
+    from trl import SFTConfig, SFTTrainer
+
+    from .runs import DEFAULTS
+
+    done = run(tmp_path / "a", alpha=1.0, num_iterations=1, num_train_epochs=3)
+    rows = Dataset.from_list(
+        [{"input_ids": row, "labels": [-100] * H + row[H:]} for row in cut()],
+    )
+    settings = {k: v for k, v in DEFAULTS.items() if k != "num_rollouts_to_print"}
+    settings |= {"learning_rate": LR, "per_device_train_batch_size": 64, "lr_scheduler_type": "constant"}
+    args = SFTConfig(str(tmp_path / "b"), **settings, num_train_epochs=3)
+    sft = SFTTrainer(model=tiny_model(), args=args, train_dataset=rows, processing_class=byte_tokenizer())
+    sft.train()
+    assert logged(done, "loss") == pytest.approx(logged(sft, "loss"), rel=1e-5)
+    assert (weights(done) - weights(sft)).norm() < 1e-4 * weights(sft).norm()
+
+
+def test_next_token_distillation_sees_the_datas_contexts_alone(tmp_path):
+    """n = 1 (Hinton et al.): α NLL + (1 − α) KD on true prefixes; no rollouts are made."""
+    done = run(tmp_path, alpha=0.25, num_iterations=1, num_train_epochs=1)
+    pairs = reference.gold_pairs(cut(), H, tiny_model(seed=7))
+    assert logged(done, "loss") == [pytest.approx(reference.objective(tiny_model(), pairs, 0.25).item(), rel=1e-4)]
+    assert not (tmp_path / "rollouts").exists()
+
+
+def test_imitkd_has_no_gradient_from_the_datas_labels(tmp_path):
+    """α = 0: other labels on the same contexts, the same weights."""
+    first = run(tmp_path / "a", alpha=0.0, num_iterations=1)
+    made = make(tmp_path / "b", alpha=0.0, num_iterations=1)
+    other = [[-100 if label == -100 else (label + 1) % 200 for label in row] for row in made.train_dataset["labels"]]
+    made.train_dataset = made.train_dataset.remove_columns("labels").add_column("labels", other)
+    made.train()
+    assert torch.equal(weights(first), weights(made))
+
+
+@pytest.mark.parametrize("options", [{}, {"teacher_top_k": 4}, {"cache_teacher": False}], ids=["hidden", "top", "fly"])
+def test_a_distilling_run_resumed_from_any_checkpoint_is_bit_equal(tmp_path, options):
+    import shutil
+
+    whole = run(
+        tmp_path / "whole", num_iterations=3, num_train_epochs=1, save_strategy="steps", save_steps=1, **options
+    )
+    for step in (1, 2):
+        shutil.copytree(tmp_path / "whole", tmp_path / f"from-{step}")
+        for path in (tmp_path / f"from-{step}").glob("checkpoint-*"):
+            if int(path.name.split("-")[1]) > step:
+                shutil.rmtree(path)
+        resumed = run(
+            tmp_path / f"from-{step}",
+            num_iterations=3,
+            num_train_epochs=1,
+            save_strategy="steps",
+            save_steps=1,
+            resume=True,
+            **options,
+        )
+        assert torch.equal(weights(resumed), weights(whole))

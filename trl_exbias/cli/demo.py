@@ -29,6 +29,7 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
     from ..demo import dad_dagger
     from ..demo.embedded_model import embedded_model
     from ..demo.measure import measure
+    from ..demo.settings import RUN_SETTINGS
     from ..demo.word_problems import word_problems
     from .memory import keep_freed_memory
 
@@ -52,18 +53,11 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
         config = config_class(
             str(output_dir / name.lower()),
             **own,
-            overwrite_output_dir=True,
             learning_rate=1e-4,
             lr_scheduler_type="cosine",
             per_device_train_batch_size=4,
-            gradient_checkpointing=False,  # memory is no concern here, and it costs a third of the time
             max_length=256,
-            logging_steps=4,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            num_rollouts_to_print=2,
+            **RUN_SETTINGS,
             seed=_SEED,
         )
         trainer = trainer_class(model=str(model_dir), args=config, train_dataset=train, processing_class=tokenizer)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from ..evaluation import ExposureBias, ExposureBiasCallback
 from ..evaluation.plot import plot_exposure_bias
 from ..students import keep_layers
+from .settings import RUN_SETTINGS
 from .word_problems import word_problems
 
 
@@ -30,16 +31,9 @@ def run(
         num_iterations=3,
         num_train_epochs=2,
         iteration_patience=None,
-        overwrite_output_dir=True,
         learning_rate=2e-4,
         per_device_train_batch_size=16,
-        gradient_checkpointing=False,
-        logging_steps=4,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        num_rollouts_to_print=2,
+        **RUN_SETTINGS,
         seed=seed,
     )
     trainer = DaDDaggerTrainer(

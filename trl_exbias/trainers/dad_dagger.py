@@ -19,7 +19,7 @@ from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..branches import GOLD, Branch
+from ..branches import GOLD, Branch, lay_out
 from ..data import Example
 from ..distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
 from ..joint_dataset import JointDataset
@@ -114,7 +114,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         teacher_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ):
-        args = self._as_config(model, args)
+        args = self.config_class.of(args, model, type(self))
         _check_trainable(args, model, kwargs.get("peft_config"))
         if isinstance(model, str) and processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(
@@ -274,7 +274,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             model,
             self.accelerator.unwrap_model(model),
             self._distil,
-            self.lay_out(inputs, self.model),
+            lay_out(inputs, self.model),
             scored,
             labels[scored],
             target,
@@ -307,7 +307,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         if stored is None:
             with torch.no_grad():
                 teacher = self._resident_teacher
-                hidden = backbone(teacher)(**self.lay_out(inputs, teacher), use_cache=False).last_hidden_state
+                hidden = backbone(teacher)(**lay_out(inputs, teacher), use_cache=False).last_hidden_state
             return DenseTarget(hidden[scored.to(hidden.device)], self.teacher.head, self.shared_vocab)
         if "hidden" in stored:
             hidden = stored["hidden"].to(self.teacher.head.projection.weight.device)

@@ -7,9 +7,9 @@ Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on are a
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from trl import SFTTrainer
 
-from ..branches import GOLD, Branch, BranchCollator, branch_attention_mask, check_shared_context
+from ..branches import GOLD, Branch, BranchCollator, check_shared_context, lay_out
 from ..data import (
     CONTEXT_LENGTH,
     Example,
@@ -27,6 +27,7 @@ from ..data import (
     check_tokenizer,
     check_train_dataset,
     mark_responses,
+    report_cut_responses,
     response_lengths,
     split_turns,
     stop_token_ids,
@@ -39,7 +40,7 @@ from ..rollouts import RolloutEngine, SamplingOptions, TransformersEngine
 from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint_sums import JointSums
-from .plan import JOINT, Phase, PlannedEpoch, RunPlan
+from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
 from .rollout_phase import RolloutPhase, RolloutStats
 from .run_directory import RunRecorder, check_output_dir
 from .schedule import restarting_schedule
@@ -100,7 +101,7 @@ class IterativeSFTTrainer(SFTTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ):
-        args = self._as_config(model, args)
+        args = self.config_class.of(args, model, type(self))
         for name, value in (("data_collator", data_collator), ("compute_loss_func", kwargs.get("compute_loss_func"))):
             if value is not None:
                 raise ValueError(
@@ -147,7 +148,7 @@ class IterativeSFTTrainer(SFTTrainer):
         )
         self.rollout_stats = RolloutStats()
         self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset)
-        self._report_cut_responses()
+        report_cut_responses(self.response_lengths, args.max_length)
         self.plan: RunPlan | None = None
         self._iteration = 0
         self._phase_started = 0.0
@@ -231,14 +232,6 @@ class IterativeSFTTrainer(SFTTrainer):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
-    def _report_cut_responses(self) -> None:
-        cut = int((self.response_lengths == 0).sum())
-        if cut:
-            logger.warning(
-                f"{cut} of {len(self.response_lengths)} rows keep no token of their last response within "
-                f"`max_length={self.args.max_length}`: they are trained on their gold labels and never rolled out."
-            )
-
     # The plan
 
     def set_initial_training_values(self, args, dataloader):
@@ -249,7 +242,8 @@ class IterativeSFTTrainer(SFTTrainer):
         phases = [Phase(0, args.sft_epochs, rows)]
         epochs = args.epochs_per_iteration or [args.num_train_epochs] * args.num_iterations
         phases += [Phase(i, num_epochs, joint_rows) for i, num_epochs in enumerate(epochs, start=1)]
-        self.plan = RunPlan(phases, self._batches_per_epoch, args.gradient_accumulation_steps, args.max_steps)
+        batches = partial(batches_per_epoch, args, self._train_batch_size, self.accelerator.num_processes)
+        self.plan = RunPlan(phases, batches, args.gradient_accumulation_steps, args.max_steps)
         first = self.plan.epochs[0]
         return (
             len(self.plan.epochs),
@@ -260,13 +254,6 @@ class IterativeSFTTrainer(SFTTrainer):
             first.num_batches,
             self.plan.total_steps,
         )
-
-    def _batches_per_epoch(self, num_rows: int) -> int:
-        """Batches that a loader of so many rows gives to each process (the arithmetic of `DataLoader` and accelerate)."""
-        args, processes = self.args, self.accelerator.num_processes
-        divide = math.floor if args.dataloader_drop_last else math.ceil
-        batches = divide(num_rows / self._train_batch_size)
-        return batches if args.accelerator_config.split_batches else divide(batches / processes)
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -450,7 +437,7 @@ class IterativeSFTTrainer(SFTTrainer):
         Returns:
             The loss, the summed token losses of each kind, and scalar sums over all labels by metric name.
         """
-        outputs = model(**self.lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
+        outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
         token_losses = -outputs.log_probs
         if self.args.loss_type == "dft":
             token_losses = token_losses * outputs.log_probs.exp().detach()
@@ -459,15 +446,6 @@ class IterativeSFTTrainer(SFTTrainer):
         if self.aux_loss_enabled:
             sums["aux_loss"] = outputs.aux_loss
         return joint_loss(loss_sums, counts, self.loss_terms(), self.kinds), loss_sums, sums
-
-    @staticmethod
-    def lay_out(inputs: dict[str, torch.Tensor], reader: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """A joint batch as the forward of `reader` takes it: segments become the mask of its attention."""
-        inputs = dict(inputs)
-        segment_ids = inputs.pop("segment_ids", None)
-        if segment_ids is not None:
-            inputs["attention_mask"] = branch_attention_mask(segment_ids, base_causal_lm(reader).config)
-        return inputs
 
     # Logs
 
@@ -484,16 +462,3 @@ class IterativeSFTTrainer(SFTTrainer):
         """Logs these values alone, between two steps."""
         # Past SFTTrainer's `log`, which would attach, and forget, the averages of an interval that is still running.
         Trainer.log(self, logs)
-
-    # Checks
-
-    @classmethod
-    def _as_config(cls, model: Any, args: TrainingArguments | None) -> IterativeSFTConfig:
-        if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            return cls.config_class(f"{Path(name).name}-{cls._name.replace(' ', '-')}")
-        if isinstance(args, cls.config_class):
-            return args
-        if isinstance(args, IterativeSFTConfig):
-            raise TypeError(f"{cls.__name__} takes a {cls.config_class.__name__}, got a {type(args).__name__}.")
-        return cls.config_class.from_training_arguments(args)

@@ -1,6 +1,7 @@
 """Configuration of the iterative trainers."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,8 +160,20 @@ class IterativeSFTConfig(SFTConfig):
         return {name: getattr(self, name) for name in self._rollout_settings}
 
     @classmethod
-    def from_training_arguments(cls, args: TrainingArguments):
-        """The same settings with this class's own at their defaults: TRL's [`~trl.SFTConfig`] is accepted as it is."""
+    def of(cls, args: TrainingArguments | None, model: Any, trainer: type) -> "IterativeSFTConfig":
+        """
+        `args` as this class, for a trainer class: TRL's own [`~trl.SFTConfig`] is accepted, with this class's own settings at their defaults.
+
+        Raises:
+            TypeError: for another method's configuration.
+        """
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            return cls(f"{Path(name).name}-{trainer._name.replace(' ', '-')}")
+        if isinstance(args, cls):
+            return args
+        if isinstance(args, IterativeSFTConfig):
+            raise TypeError(f"{trainer.__name__} takes a {cls.__name__}, got a {type(args).__name__}.")
         own = {f.name for f in fields(cls) if f.init}
         return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init and f.name in own})
 

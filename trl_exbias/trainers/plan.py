@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from transformers import TrainingArguments
+
 
 SFT = "sft"
 JOINT = "joint"
@@ -156,3 +158,10 @@ class RunPlan:
             taken = max_steps - last.first_step
             kept[-1] = PlannedEpoch(last.iteration, last.first_step, taken, taken * self._accumulation, last.num_rows)
         self.epochs = kept
+
+
+def batches_per_epoch(args: TrainingArguments, batch_size: int, num_processes: int, num_rows: int) -> int:
+    """Batches that a loader of so many rows gives to each process (the arithmetic of `DataLoader` and accelerate)."""
+    divide = math.floor if args.dataloader_drop_last else math.ceil
+    batches = divide(num_rows / batch_size)
+    return batches if args.accelerator_config.split_batches else divide(batches / num_processes)

@@ -1,0 +1,12 @@
+"""What the demo's runs have in common."""
+
+RUN_SETTINGS = {
+    "overwrite_output_dir": True,
+    "gradient_checkpointing": False,  # memory is no concern here, and it costs a third of the time
+    "logging_steps": 4,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "num_rollouts_to_print": 2,
+}
