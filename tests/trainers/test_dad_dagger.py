@@ -303,6 +303,29 @@ def test_a_run_with_early_stopping_resumes_bit_equal(tmp_path, step):
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_an_sft_phase_has_no_best_weights_of_its_own(tmp_path):
+    """Its evaluations are logged as well, but it is not an iteration."""
+    done, _ = stopped_run(tmp_path, [1.0, 2.0, 3.0, 3.5, 2.0, 2.5], sft_epochs=2)
+    # 2 SFT epochs; iteration 1 is over after its second evaluation, which is not better, and so is iteration 2.
+    assert done.state.global_step == 2 + 2 + 2
+
+
+def test_several_evaluation_sets_need_a_metric(tmp_path):
+    sets = {"a": documents(TEXTS[:1]), "b": documents(TEXTS[1:2])}
+    with pytest.raises(ValueError, match=r"which of the evaluation sets counts \(a, b\)"):
+        make(tmp_path / "a", alpha=1.0, eval_dataset=sets)
+    done = run(tmp_path / "b", alpha=1.0, eval_dataset=sets, metric_for_best_model="b_loss")
+    assert list((tmp_path / "b" / "iteration-best").glob("step-*"))
+    assert logged(done, "eval_b_loss")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_bf16_is_close_to_fp32(tmp_path, cache):
+    half = run(tmp_path / "a", bf16=True, cache_teacher=cache)
+    single = run(tmp_path / "b", cache_teacher=cache)
+    assert logged(half, "loss") == pytest.approx(logged(single, "loss"), rel=2e-2)
+
+
 # Bad input
 
 

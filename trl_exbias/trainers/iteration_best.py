@@ -26,20 +26,32 @@ class IterationBest(TrainerCallback):
 
     Args:
         trainer ([`IterativeSFTTrainer`]): Whose plan is shortened and whose weights are kept.
+
+    Raises:
+        ValueError: if there are several evaluation sets and nothing says which one counts.
     """
 
     def __init__(self, trainer: "IterativeSFTTrainer"):
         self.trainer = trainer
+        if isinstance(trainer.eval_dataset, dict) and trainer.args.metric_for_best_model is None:
+            raise ValueError(
+                f"`iteration_patience` needs to know which of the evaluation sets counts ({', '.join(trainer.eval_dataset)}): "
+                f"set `metric_for_best_model`, e.g. to `{next(iter(trainer.eval_dataset))}_loss`, or `iteration_patience` to "
+                "None."
+            )
         name = trainer.args.metric_for_best_model or "loss"
         self.metric = name if name.startswith("eval_") else f"eval_{name}"
         self.sign = 1 if trainer.args.greater_is_better else -1
         self.folder = Path(trainer.args.output_dir) / ITERATION_BEST
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        iteration = self.trainer.plan.iteration_at(state.global_step)
-        if not self.trainer.is_in_train or state.global_step == 0 or iteration == 0:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics=None, **kwargs
+    ):
+        if not self.trainer.is_in_train or self.metric not in (metrics or {}):  # one of several sets comes at a time
             return
-        self._require_metric(state)
+        iteration = self.trainer.plan.iteration_at(state.global_step)
+        if iteration == 0:
+            return
         if self.best_step(iteration, state.global_step) == state.global_step:
             self._keep(state.global_step)
         elif self._is_over(iteration, state.global_step):
@@ -66,7 +78,7 @@ class IterationBest(TrainerCallback):
         Raises:
             ValueError: if they are not on disk any more.
         """
-        best = self.best_step(iteration, step)
+        best = self.best_step(iteration, step) if iteration else None
         if best is None or best == step:
             return
         folder = self.folder / f"step-{best}"
@@ -91,13 +103,6 @@ class IterationBest(TrainerCallback):
 
     def _evaluations(self) -> list[dict]:
         return [entry for entry in self.trainer.state.log_history if self.metric in entry and entry["step"] > 0]
-
-    def _require_metric(self, state: TrainerState) -> None:
-        if not any(entry["step"] == state.global_step for entry in self._evaluations()):
-            raise ValueError(
-                f"`iteration_patience` goes by `{self.metric}`, which this evaluation did not give. Set "
-                "`metric_for_best_model` to a metric that it gives (with several evaluation sets: `<name>_loss`)."
-            )
 
     def _keep(self, step: int) -> None:
         """Saves the weights at hand and removes those that no checkpoint would come back to."""
