@@ -37,3 +37,28 @@ def test_an_example_runs(script, expected, model, tmp_path):
 def test_the_own_method_example_is_thirty_lines():
     lines = (EXAMPLES / "own_method.py").read_text().splitlines()
     assert len([line for line in lines if line.strip()]) <= 30
+
+
+@pytest.mark.slow
+def test_the_story_domains_experiment_runs_and_goes_on_where_it_stopped(tmp_path):
+    """All arms of one domain at a toy size: teacher, student, seven tables' rows; a second run trains nothing."""
+    data = EXAMPLES.parents[1] / "shared" / "data" / "story_domains"
+    if not data.is_dir():
+        pytest.skip("../shared/data/story_domains is not here")
+    argv = [
+        "-m",
+        "examples.story_domains",
+        str(data),
+        "--domains",
+        "investigators",
+        "--trajectories",
+        "4",
+        "--starts",
+        "4",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    first = subprocess.run([sys.executable, *argv], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert first.stdout.count("| investigators |") == 8
+    again = subprocess.run([sys.executable, *argv], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.startswith("| domain |")
