@@ -28,7 +28,7 @@ class IterationBest(TrainerCallback):
         trainer ([`IterativeSFTTrainer`]): Whose plan is shortened and whose weights are kept.
 
     Raises:
-        ValueError: if there are several evaluation sets and nothing says which one counts.
+        ValueError: if there are several evaluation sets and nothing says which one counts; with DeepSpeed or FSDP.
     """
 
     def __init__(self, trainer: "IterativeSFTTrainer"):
@@ -38,6 +38,11 @@ class IterationBest(TrainerCallback):
                 f"`iteration_patience` needs to know which of the evaluation sets counts ({', '.join(trainer.eval_dataset)}): "
                 f"set `metric_for_best_model`, e.g. to `{next(iter(trainer.eval_dataset))}_loss`, or `iteration_patience` to "
                 "None."
+            )
+        if trainer.args.eval_strategy != "no" and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+            raise ValueError(
+                "`iteration_patience` is not supported with DeepSpeed or FSDP: the best weights of an iteration could not be "
+                "put back into a partitioned model. Set it to None."
             )
         name = trainer.args.metric_for_best_model or "loss"
         self.metric = name if name.startswith("eval_") else f"eval_{name}"
