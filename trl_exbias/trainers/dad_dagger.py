@@ -1,6 +1,7 @@
 """DaD-DAgger: Data as Demonstrator with DAgger's teacher."""
 
 import contextlib
+import copy
 import dataclasses
 import logging
 from typing import Any
@@ -128,6 +129,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             _check_positions(args, "teacher", self.teacher.config)
         if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
             logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
+            args = copy.copy(args)  # the caller's stays as it is
             args.eval_strategy = type(args.eval_strategy)("epoch")
         super().__init__(
             model=model,
