@@ -19,6 +19,18 @@ from trl_exbias.demo.word_problems import word_problems
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 
 
+#: Settings of every run that is timed.
+QUIET = {
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+
+
 class StepTimes(TrainerCallback):
     """Seconds of each optimizer step."""
 

@@ -13,20 +13,11 @@ from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
 from trl_exbias.students import keep_layers
 
-from .common import StepTimes, load_model, report
+from .common import QUIET, StepTimes, load_model, report
 
 
 CONTEXT, HORIZON = 128, 10
-QUIET = {
-    "learning_rate": 2.5e-5,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-}
+SETTINGS = {**QUIET, "learning_rate": 2.5e-5}
 
 
 def trajectories(num_rows: int, tokenizer) -> Dataset:
@@ -45,7 +36,7 @@ def student():
 def dad_dagger(data: Dataset, tokenizer, teacher, folder: str, shared: bool = True, **options) -> DaDDaggerTrainer:
     """A finished run, contexts shared or not."""
     args = DaDDaggerConfig(
-        folder, context_length=CONTEXT, rollout_length=HORIZON, num_rollouts_to_print=0, **{**QUIET, **options}
+        folder, context_length=CONTEXT, rollout_length=HORIZON, num_rollouts_to_print=0, **{**SETTINGS, **options}
     )
     trainer = DaDDaggerTrainer(
         model=student(), args=args, train_dataset=data, processing_class=tokenizer, teacher_model=teacher
@@ -117,7 +108,7 @@ def against_gkd(teacher, tokenizer, num_rows: int = 16, gkd_steps: int = 4) -> N
             max_new_tokens=HORIZON,
             per_device_train_batch_size=num_rows,
             max_steps=gkd_steps + 1,
-            **QUIET,
+            **SETTINGS,
         )
         gkd = GKDTrainer(
             model=student(),

@@ -9,23 +9,13 @@ from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
 
-from .common import StepTimes, load_model, report
+from .common import QUIET, StepTimes, load_model, report
 
 
 def main(rounds: int = 4, num_rows: int = 24) -> None:
     """6 steps of 4 rows a round, the two trainers in turns; the first step of a run is warm-up."""
     load_model()
-    settings = {
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-5,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-    }
+    settings = {**QUIET, "per_device_train_batch_size": 4, "learning_rate": 1e-5}
     data = word_problems(num_rows, seed=0).select_columns(["prompt", "completion"])
     seconds: dict[str, list[float]] = {"BASHTrainer": [], "SFTTrainer": []}
     losses: dict[str, list[float]] = {}

@@ -73,7 +73,8 @@ def test_the_whole_algorithm_equals_the_reference(tmp_path, alpha, cache):
     assert sizes == [len(cut()) * n for n in (T, T + T - 1, T + 2 * (T - 1))]
     assert logged(done, "loss") == pytest.approx(losses, rel=1e-4)
     expected = torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
-    torch.testing.assert_close(weights(done), expected, rtol=1e-3, atol=2e-4)
+    # As a whole: Adam makes a step of full size of a gradient that is nothing but rounding.
+    assert (weights(done) - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_rollouts_carry_the_datas_labels_from_the_second_position_on(tmp_path):
