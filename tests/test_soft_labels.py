@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 
-from trl_exbias.branches import Branch
-from trl_exbias.soft_labels import SoftLabelCache, concatenate, soft_label_key
+from trl_exbias.branches import Branch, concatenate
+from trl_exbias.soft_labels import SoftLabelCache, soft_label_key
 
 
 def entries():

@@ -13,7 +13,7 @@ Where the attention implementation cannot take such a mask, every branch becomes
 context: the same targets, hence the same loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,8 +132,7 @@ class BranchCollator:
         batch = self.collate(examples)
         if "soft_labels" in features[0]:
             # Labelled positions come in the same order in either layout: row by row, branch by branch.
-            parts = [row["soft_labels"] for row in features]
-            batch["soft_labels"] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            batch["soft_labels"] = concatenate(row["soft_labels"] for row in features)
         return batch
 
     def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
@@ -198,6 +197,12 @@ def _row(input_ids: list[int], targets: list[int], kind: int, weight: float) -> 
 def _longest(examples: list[BranchedExample]) -> int:
     """Tokens of the longest shared row. (Of the row, not of a branch with its context: GPT-Neo windows by index.)"""
     return max(len(e.context_ids) + sum(len(b.input_ids) for b in e.branches) for e in examples)
+
+
+def concatenate(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Tensors over several stretches of positions as tensors over all of them, name by name."""
+    parts = list(parts)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def branch_attention_mask(segment_ids: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:

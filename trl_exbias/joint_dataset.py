@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .branches import GOLD, Branch
+from .branches import GOLD, Branch, concatenate
 from .data import CONTEXT_LENGTH
-from .soft_labels import SoftLabelCache, concatenate, soft_label_key
+from .soft_labels import SoftLabelCache, soft_label_key
 
 
 _GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH]

@@ -7,7 +7,7 @@ the context, the branch and which of its positions are scored; a folder belongs 
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,3 @@ class SoftLabelCache:
         if path not in self._files:
             self._files[path] = safe_open(path, framework="pt")
         return self._files[path]
-
-
-def concatenate(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The soft labels of several branches as those of one stretch of positions."""
-    parts = list(parts)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

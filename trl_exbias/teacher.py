@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from .branches import Branch
+from .branches import Branch, concatenate
 from .distillation import top_k_of
 from .fingerprint import weights_fingerprint
 from .modeling import LMHead, base_causal_lm, inference, model_device
@@ -187,11 +187,10 @@ def teacher_labels(
         if top_k is None:
             found = {"hidden": hidden}
         else:
-            parts = [
+            found = concatenate(
                 top_k_of(teacher.head, hidden[part], top_k, vocab_size, temperature)
                 for part in logit_chunks(hidden, teacher.head.vocab_size)
-            ]
-            found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            )
         counts = [sum(label != -100 for label in branch.labels) for branch in branches]
         pieces = {name: tensor.cpu().split(counts) for name, tensor in found.items()}
         for place, i in enumerate(batch):

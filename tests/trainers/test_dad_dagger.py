@@ -100,12 +100,6 @@ def test_the_last_two_of_four(tmp_path):
 def test_four_branches_cost_their_tokens_and_one_context(tmp_path):
     """128 + 4 · 10 tokens, not 4 · 138 (000's lengths)."""
     text = ["x" * (128 + 10)]
-    seen = []
-
-    class Lengths(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            seen.append(made.state.num_input_tokens_seen)
-
     made = make(
         tmp_path,
         dataset=documents(text),

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..modeling import LMHead, inference
 from ..rollouts import SamplingOptions, TransformersEngine
-from ..rollouts.batching import run_in_batches
+from ..rollouts.batching import groups_of_equal_length, run_in_batches
 from ..rollouts.engine import TokenIds
 from ..rollouts.noise import derive_seed
 from ..rollouts.sampling import choose_tokens, logit_chunks
@@ -70,10 +70,7 @@ def free_runs(
         groups = [batch]
         if not all(engine.takes_masks(longest) for engine in engines):
             # Without a mask of our own there can be no padding: only contexts of the same length go together.
-            by_length: dict[int, list[int]] = {}
-            for i in batch:
-                by_length.setdefault(len(contexts[i]), []).append(i)
-            groups = list(by_length.values())
+            groups = groups_of_equal_length(batch, [len(context) for context in contexts])
         for group in groups:
             _run_group(
                 runs, group, [engine.model for engine in engines], contexts, horizons, num_samples, seed, vocab_size

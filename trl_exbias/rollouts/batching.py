@@ -26,6 +26,14 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
+def groups_of_equal_length(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """These rows in groups that need no padding; `lengths` is indexed by row."""
+    groups: dict[int, list[int]] = {}
+    for row in rows:
+        groups.setdefault(lengths[row], []).append(row)
+    return list(groups.values())
+
+
 def run_in_batches(run: Callable[[list[int]], None], lengths: Sequence[int], max_tokens: int) -> int:
     """
     Calls `run` with every row index once, in batches of `token_batches`, halving on an out-of-memory error.

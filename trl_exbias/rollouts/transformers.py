@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..modeling import LMHead, agreement_tolerance, attention_window, base_causal_lm, inference, model_device
-from .batching import run_in_batches
+from .batching import groups_of_equal_length, run_in_batches
 from .engine import SamplingOptions, TokenIds, check_prompts
 from .sampling import choose_tokens, most_probable
 from .sessions import DenseSession, RaggedSession, pad_right, read, read_along
@@ -144,10 +144,7 @@ class TransformersEngine:
             self._decode_together([*rows], prompts, script, options, ids, out, total)
             return
         # Without a mask of our own there can be no padding: only prompts of the same length go together.
-        by_length: dict[int, list[int]] = {}
-        for row in rows:
-            by_length.setdefault(len(prompts[row]), []).append(row)
-        for group in by_length.values():
+        for group in groups_of_equal_length(rows, [len(prompt) for prompt in prompts]):
             self._decode_together(group, prompts, script, options, ids, out, None)
 
     def _decode_together(self, rows, prompts, script, options, ids, out, total: int | None) -> None:
