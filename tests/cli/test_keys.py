@@ -41,6 +41,11 @@ def test_our_own_options_are_a_frozen_list():
         "temperature",
         "top_k",
         "top_p",
+        "vllm_gpu_memory_utilization",
+        "vllm_init_kwargs",
+        "vllm_mix_strategy",
+        "vllm_tensor_parallel_size",
+        "vllm_timeout",
     }
     assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {"beta"}
     assert {field.name for field in fields(DaDDaggerConfig)} - {field.name for field in fields(RACConfig)} == {

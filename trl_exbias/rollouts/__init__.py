@@ -1,5 +1,8 @@
 from .engine import RolloutEngine, SamplingOptions
+from .engine_process import RolloutEngineError
+from .split import SplitEngine
 from .transformers import TransformersEngine
+from .vllm import VLLMEngine
 
 
-__all__ = ["RolloutEngine", "SamplingOptions", "TransformersEngine"]
+__all__ = ["RolloutEngine", "RolloutEngineError", "SamplingOptions", "SplitEngine", "TransformersEngine", "VLLMEngine"]

@@ -96,3 +96,17 @@ def check_prompts(prompts: Sequence[TokenIds], *others: Sequence, example_ids: S
                 f"Prompt {index} is empty: a causal language model needs at least one token to start from."
             )
     return ids
+
+
+def check_mix(
+    prompts: Sequence[TokenIds],
+    references: Sequence[TokenIds],
+    masks: Sequence[Sequence[bool]],
+    example_ids: Sequence[int] | None,
+) -> tuple[list[int], list[list[int]]]:
+    """Validates a call of `mix` and returns the example ids and, for each row, the positions that are drawn."""
+    ids = check_prompts(prompts, references, masks, example_ids=example_ids)
+    for row, (reference, mask) in enumerate(zip(references, masks, strict=True)):
+        if len(reference) != len(mask):
+            raise ValueError(f"Row {row}: the mask has {len(mask)} entries for a reference of {len(reference)}.")
+    return ids, [[j for j, is_drawn in enumerate(mask) if is_drawn] for mask in masks]

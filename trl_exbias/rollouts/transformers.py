@@ -18,7 +18,7 @@ from torch import nn
 
 from ..modeling import LMHead, agreement_tolerance, attention_window, base_causal_lm, inference, model_device
 from .batching import groups_of_equal_length, run_in_batches
-from .engine import SamplingOptions, TokenIds, check_prompts
+from .engine import SamplingOptions, TokenIds, check_mix, check_prompts
 from .sampling import choose_tokens, most_probable
 from .sessions import DenseSession, RaggedSession, pad_right, read, read_along
 
@@ -97,13 +97,9 @@ class TransformersEngine:
         options: SamplingOptions,
         example_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        ids = check_prompts(prompts, references, masks, example_ids=example_ids)
-        for row, (reference, mask) in enumerate(zip(references, masks, strict=True)):
-            if len(reference) != len(mask):
-                raise ValueError(f"Row {row}: the mask has {len(mask)} entries for a reference of {len(reference)}.")
+        ids, sampled = check_mix(prompts, references, masks, example_ids)
         out = [list(reference) for reference in references]
         # A row without a sampled position is its reference, and nothing behind the last one needs a forward.
-        sampled = [[j for j, drawn in enumerate(mask) if drawn] for mask in masks]
         rows_to_run = [row for row, positions in enumerate(sampled) if positions]
 
         def run(batch: list[int]) -> None:

@@ -36,7 +36,8 @@ from ..fingerprint import rows_fingerprint
 from ..joint_dataset import JointDataset
 from ..losses import LossTerm, count_labels, joint_loss, sum_by_kind
 from ..modeling import attention_window, base_causal_lm
-from ..rollouts import RolloutEngine, SamplingOptions, TransformersEngine
+from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
+from ..rollouts.vllm import check_vllm
 from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint_sums import JointSums
@@ -45,6 +46,7 @@ from .rollout_phase import RolloutPhase, RolloutStats
 from .run_directory import RunRecorder, check_output_dir
 from .schedule import restarting_schedule
 from .unsupported import reject_unsupported
+from .vllm_phase import vllm_engine
 
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,8 @@ class IterativeSFTTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         args = self.config_class.of(args, model, type(self))
+        if args.rollout_engine == "vllm":
+            check_vllm()
         for name, value in (("data_collator", data_collator), ("compute_loss_func", kwargs.get("compute_loss_func"))):
             if value is not None:
                 raise ValueError(
@@ -206,13 +210,18 @@ class IterativeSFTTrainer(SFTTrainer):
     @contextlib.contextmanager
     def make_engine(self, on_progress: Callable[[int, int], None]) -> Iterator[RolloutEngine]:
         """The configured rollout engine, for the length of a rollout phase."""
-        yield TransformersEngine(
+        own = TransformersEngine(
             self.model,
             pad_token_id=self._tokenizer.pad_token_id,
             max_batch_tokens=self.args.rollout_batch_tokens,
             autocast=self.accelerator.autocast,
             on_progress=on_progress,
         )
+        if self.args.rollout_engine == "transformers":
+            yield own
+            return
+        with vllm_engine(self, on_progress) as engine:
+            yield SplitEngine(draws=engine, labels=own)
 
     # Data
 

@@ -8,8 +8,10 @@ import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from ..rollouts.vllm import MIX_STRATEGIES
 
-ENGINES = ("transformers",)
+
+ENGINES = ("transformers", "vllm")
 TURNS = ("last", "all")
 
 
@@ -53,7 +55,33 @@ class IterativeSFTConfig(SFTConfig):
     )
     rollout_engine: str = field(
         default="transformers",
-        metadata={"help": "What rolls out: 'transformers' (the training model, in place).", "choices": list(ENGINES)},
+        metadata={
+            "help": "What rolls out: 'transformers' (the training model, in place) or 'vllm' (a process of its own, for the "
+            "length of each rollout phase).",
+            "choices": list(ENGINES),
+        },
+    )
+    vllm_gpu_memory_utilization: float | None = field(
+        default=None,
+        metadata={"help": "Share of a GPU's memory that vLLM may take. Default: most of what training leaves free."},
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "GPUs, and training processes, that share one vLLM engine."}
+    )
+    vllm_mix_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "How vLLM mixes: 'forced' (a step for each token) or 'continue' (a step for each drawn token). Default: "
+            "'continue' on a CPU, 'forced' elsewhere.",
+            "choices": list(MIX_STRATEGIES),
+        },
+    )
+    vllm_timeout: float = field(
+        default=900.0,
+        metadata={"help": "Seconds without a sign of life after which vLLM's process is given up and started again."},
+    )
+    vllm_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Further arguments of `vllm.LLM`: max_num_seqs, quantization, …"}
     )
     rollout_batch_tokens: int = field(
         default=16384,
@@ -94,6 +122,8 @@ class IterativeSFTConfig(SFTConfig):
         default=False, metadata={"help": "Remove the run that `output_dir` holds instead of refusing to start."}
     )
 
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "vllm_init_kwargs"]
+
     def __post_init__(self):
         # First of all: TRL's own checks come with a hardware check that would hide these mistakes.
         problems = self.problems()
@@ -117,6 +147,18 @@ class IterativeSFTConfig(SFTConfig):
                     "at least 1, or None for all rows",
                 ),
                 ("rollout_engine", self.rollout_engine in ENGINES, f"one of {', '.join(ENGINES)}"),
+                (
+                    "vllm_gpu_memory_utilization",
+                    self.vllm_gpu_memory_utilization is None or 0 < _number(self.vllm_gpu_memory_utilization) <= 1,
+                    "in (0, 1], or None for what training leaves free",
+                ),
+                ("vllm_tensor_parallel_size", _number(self.vllm_tensor_parallel_size) >= 1, "at least 1"),
+                (
+                    "vllm_mix_strategy",
+                    self.vllm_mix_strategy in (None, *MIX_STRATEGIES),
+                    f"one of {', '.join(MIX_STRATEGIES)}, or None",
+                ),
+                ("vllm_timeout", _number(self.vllm_timeout) > 0, "above 0"),
                 ("rollout_batch_tokens", _number(self.rollout_batch_tokens) >= 1, "at least 1"),
                 ("rollout_turns", self.rollout_turns in TURNS, f"one of {', '.join(TURNS)}"),
                 ("temperature", _number(self.temperature) >= 0, "0 (greedy) or more"),

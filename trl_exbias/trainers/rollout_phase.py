@@ -66,9 +66,8 @@ class RolloutPhase:
         process.wait_for_everyone()
         tokens = 0
         if not self.store.is_complete:
-            mine = range(process.process_index, len(shards), process.num_processes)
             missing = set(self.store.missing_shards())
-            tokens = self._roll_out([(i, shards[i]) for i in mine if i in missing])
+            tokens = self._roll_out([(i, shards[i]) for i in self._mine(len(shards)) if i in missing])
             process.wait_for_everyone()
             if process.is_main_process:
                 self.store.finish()
@@ -76,6 +75,14 @@ class RolloutPhase:
         rollouts = self.store.read()
         self._report(rollouts, tokens, time.perf_counter() - started)
         return rollouts
+
+    def _mine(self, num_shards: int) -> range:
+        """The shards of this process: none where its device serves another one's engine."""
+        args, process = self.trainer.args, self.trainer.accelerator
+        share = args.vllm_tensor_parallel_size if args.rollout_engine == "vllm" and process.num_processes > 1 else 1
+        if process.process_index % share:
+            return range(0)
+        return range(process.process_index // share, num_shards, process.num_processes // share)
 
     def load(self, policy_step: int) -> Dataset:
         """

@@ -20,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 ROLLOUTS = "rollouts"
 ITERATION_BEST = "iteration-best"
 SOFT_LABELS = "soft-labels"
+SERVED_POLICY = "served-policy"  # there during a rollout phase with vLLM
+VLLM_LOG = "vllm-{rank}.log"
 _PACKAGES = (
     "trl-exbias",
     "trl",
@@ -45,8 +47,8 @@ def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
         ValueError: names what stands there and both ways on.
     """
     folder = Path(output_dir)
-    traces = [folder / name for name in (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST)] + sorted(
-        folder.glob("checkpoint-*")
+    traces = [folder / name for name in (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, SERVED_POLICY)] + sorted(
+        [*folder.glob("checkpoint-*"), *folder.glob(VLLM_LOG.format(rank="*"))]
     )
     traces = [path for path in traces if path.exists()]
     if resume or not traces:
