@@ -44,6 +44,7 @@ def test_our_own_options_are_a_frozen_list():
         "vllm_gpu_memory_utilization",
         "vllm_init_kwargs",
         "vllm_mix_strategy",
+        "vllm_server_base_url",
         "vllm_tensor_parallel_size",
         "vllm_timeout",
     }

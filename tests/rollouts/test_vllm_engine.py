@@ -17,7 +17,7 @@ import torch
 from trl_exbias.evaluation.likelihood import label_nll
 from trl_exbias.rollouts import RolloutEngine, RolloutEngineError, SamplingOptions, TransformersEngine, VLLMEngine
 from trl_exbias.rollouts import vllm as vllm_module
-from trl_exbias.rollouts.vllm import WeightProbe
+from trl_exbias.rollouts.weight_probe import WeightProbe
 
 from ..tiny import VOCAB_SIZE, tiny_model
 from .test_transformers_engine import masks_for, random_rows
@@ -203,7 +203,7 @@ class TestFaults:
             threading.Timer(0.3, os.kill, (first, signal.SIGKILL)).start()
             assert engine.sample(prompts, LONG) == expected
             assert engine._process.pid != first
-        assert "was killed by signal 9 during `sample`" in caplog.text
+        assert "was killed by signal 9 during `generate`" in caplog.text
         assert not is_running(first)
 
     @pytest.mark.slow

@@ -158,6 +158,7 @@ def test_without_vllm_the_error_comes_before_the_model_is_loaded(tmp_path, monke
         ({"vllm_tensor_parallel_size": 0}, "vllm_tensor_parallel_size"),
         ({"vllm_mix_strategy": "session"}, "forced, continue"),
         ({"vllm_timeout": 0}, "vllm_timeout"),
+        ({"vllm_server_base_url": "localhost:8000"}, "http://127.0.0.1:8000"),
     ],
 )
 def test_bad_settings_are_refused(options, message, tmp_path):

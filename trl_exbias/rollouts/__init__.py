@@ -3,6 +3,15 @@ from .engine_process import RolloutEngineError
 from .split import SplitEngine
 from .transformers import TransformersEngine
 from .vllm import VLLMEngine
+from .vllm_server import VLLMServerEngine
 
 
-__all__ = ["RolloutEngine", "RolloutEngineError", "SamplingOptions", "SplitEngine", "TransformersEngine", "VLLMEngine"]
+__all__ = [
+    "RolloutEngine",
+    "RolloutEngineError",
+    "SamplingOptions",
+    "SplitEngine",
+    "TransformersEngine",
+    "VLLMEngine",
+    "VLLMServerEngine",
+]

@@ -9,20 +9,24 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .engine import SamplingOptions, TokenIds, check_mix, check_prompts
 from .engine_process import EngineLost, EngineProcess, RolloutEngineError
+from .vllm_verbs import MIX_STRATEGIES, VLLMVerbs
+from .weight_probe import WeightProbe
 
 
 logger = logging.getLogger(__name__)
 
-MIX_STRATEGIES = ("forced", "continue")
+_MIXING = {
+    "forced": {"logits_processors": ["trl_exbias.rollouts.vllm_mixing:ForcedTokens"]},
+    # Nothing else switches off the asynchronous scheduling that this scheduler is not made for.
+    "continue": {"scheduler_cls": "trl_exbias.rollouts.vllm_mixing.MixScheduler", "async_scheduling": False},
+}
 _RESTARTS = 2
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|free memory on device|bad_alloc|killed by signal 9")
 # What a training process tells its own kind, and a process beside it must not believe.
@@ -30,41 +34,7 @@ _NOT_INHERITED = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_(A
 _CPU_KV_CACHE_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class WeightProbe:
-    """
-    What the policy says of a few tokens: held against the served weights before anything they say is used.
-
-    Catches what a checksum of files cannot: weights that were loaded and are not used (an LM head packed before the tied
-    embedding changed, an adapter that was ignored).
-
-    Args:
-        tokens (`list[int]`): A sequence.
-        log_probs (`list[float]`): The policy's log-probability (nats) of each of its tokens but the first.
-        tolerance (`float`): Mean absolute difference in nats that rounding explains.
-    """
-
-    tokens: list[int]
-    log_probs: list[float]
-    tolerance: float
-
-    def check(self, served: list[float]) -> None:
-        """
-        Raises:
-            RolloutEngineError: if the served weights say otherwise.
-        """
-        pairs = list(zip(self.log_probs, served, strict=True))
-        difference = sum(abs(own - other) for own, other in pairs) / len(pairs)
-        # Not `>`: weights that give NaN are wrong too.
-        if not difference <= self.tolerance:
-            raise RolloutEngineError(
-                f"vLLM does not serve the policy's weights: log-probabilities of {len(pairs)} tokens are {difference:.3g} "
-                f"nats apart on average, where rounding explains {self.tolerance:g}. Nothing that it rolled out was kept. "
-                "Roll out with `rollout_engine='transformers'`."
-            )
-
-
-class VLLMEngine:
+class VLLMEngine(VLLMVerbs):
     """
     A [`RolloutEngine`] around `vllm.LLM`, started by `with` and gone after it.
 
@@ -156,41 +126,11 @@ class VLLMEngine:
             self._process.close()
             self._process = None
 
-    # The three verbs
+    def _generate(self, prompts: list[list[int]], params: list[dict[str, Any]]) -> list[list[int]]:
+        return self._call("generate", prompts=prompts, params=params)
 
-    def sample(
-        self, prompts: Sequence[TokenIds], options: SamplingOptions, example_ids: Sequence[int] | None = None
-    ) -> list[list[int]]:
-        ids = check_prompts(prompts, example_ids=example_ids)
-        return self._call("sample", prompts=_lists(prompts), ids=ids, options=asdict(options))
-
-    def mix(
-        self,
-        prompts: Sequence[TokenIds],
-        references: Sequence[TokenIds],
-        masks: Sequence[Sequence[bool]],
-        options: SamplingOptions,
-        example_ids: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        ids, drawn = check_mix(prompts, references, masks, example_ids)
-        out = _lists(references)
-        rows = [row for row, positions in enumerate(drawn) if positions]
-        self.on_progress(len(out) - len(rows), 0)
-        mixed = self._call(
-            "mix",
-            prompts=_lists(prompts[row] for row in rows),
-            references=[out[row] for row in rows],
-            drawn=[drawn[row] for row in rows],
-            ids=[ids[row] for row in rows],
-            options=asdict(options),
-        )
-        for row, tokens in zip(rows, mixed, strict=True):
-            out[row] = tokens
-        return out
-
-    def label(self, contexts: Sequence[TokenIds], continuations: Sequence[TokenIds]) -> list[list[int]]:
-        check_prompts(contexts, continuations, example_ids=None)
-        return self._call("label", contexts=_lists(contexts), continuations=_lists(continuations))
+    def _score(self, sequences: list[list[int]]) -> list[list[tuple[int, float]]]:
+        return self._call("score", sequences=sequences)
 
     # The process
 
@@ -220,10 +160,12 @@ class VLLMEngine:
         )
         adapter = None if self.adapter is None else str(self.adapter)
         options = {name: value for name, value in self.options.items() if value is not None}
-        self._process.call("start", model=self.model, adapter=adapter, mix_strategy=self.mix_strategy, options=options)
+        self._process.call("start", model=self.model, adapter=adapter, options=options | _MIXING[self.mix_strategy])
         loaded = time.perf_counter() - started
         if self.probe is not None:
-            self.probe.check(self._process.call("log_probs", tokens=self.probe.tokens))
+            # Straight to the process: a call that starts one again would come back here.
+            (scores,) = self._process.call("score", sequences=[self.probe.tokens])
+            self.probe.check([log_prob for _, log_prob in scores])
         self.start_seconds = time.perf_counter() - started
         logger.info(f"vLLM is up after {self.start_seconds:.1f} s ({loaded:.1f} s until the weights were loaded).")
 
@@ -266,7 +208,3 @@ def check_vllm() -> None:
             "Rolling out with vLLM needs the package: `pip install trl-exbias[vllm]` on a machine with a GPU, or set "
             "`rollout_engine='transformers'`."
         )
-
-
-def _lists(sequences) -> list[list[int]]:
-    return [[int(token) for token in sequence] for sequence in sequences]

@@ -104,7 +104,7 @@ class IterativeSFTTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         args = self.config_class.of(args, model, type(self))
-        if args.rollout_engine == "vllm":
+        if args.rollout_engine == "vllm" and args.vllm_server_base_url is None:
             check_vllm()
         for name, value in (("data_collator", data_collator), ("compute_loss_func", kwargs.get("compute_loss_func"))):
             if value is not None:

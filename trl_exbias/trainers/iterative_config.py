@@ -1,5 +1,6 @@
 """Configuration of the iterative trainers."""
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from ..rollouts.vllm import MIX_STRATEGIES
+from ..rollouts.vllm_verbs import MIX_STRATEGIES
 
 
 ENGINES = ("transformers", "vllm")
@@ -59,6 +60,13 @@ class IterativeSFTConfig(SFTConfig):
             "help": "What rolls out: 'transformers' (the training model, in place) or 'vllm' (a process of its own, for the "
             "length of each rollout phase).",
             "choices": list(ENGINES),
+        },
+    )
+    vllm_server_base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "A running `vllm serve --tokens-only` to roll out with, e.g. http://127.0.0.1:8000, instead of a process "
+            "of the run's own; its key, if it has one, is in the environment variable VLLM_API_KEY."
         },
     )
     vllm_gpu_memory_utilization: float | None = field(
@@ -157,6 +165,11 @@ class IterativeSFTConfig(SFTConfig):
                     "vllm_mix_strategy",
                     self.vllm_mix_strategy in (None, *MIX_STRATEGIES),
                     f"one of {', '.join(MIX_STRATEGIES)}, or None",
+                ),
+                (
+                    "vllm_server_base_url",
+                    re.match("https?://[^/]", str(self.vllm_server_base_url or "http://_")) is not None,
+                    "an address such as http://127.0.0.1:8000",
                 ),
                 ("vllm_timeout", _number(self.vllm_timeout) > 0, "above 0"),
                 ("rollout_batch_tokens", _number(self.rollout_batch_tokens) >= 1, "at least 1"),

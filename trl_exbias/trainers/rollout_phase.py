@@ -17,6 +17,7 @@ from ..rollouts.noise import derive_seed
 from ..rollouts.store import RolloutStore
 from .run_directory import ROLLOUTS
 from .sample_table import print_rollouts
+from .vllm_phase import engine_processes
 
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ class RolloutPhase:
 
     def _mine(self, num_shards: int) -> range:
         """The shards of this process: none where its device serves another one's engine."""
-        args, process = self.trainer.args, self.trainer.accelerator
-        share = args.vllm_tensor_parallel_size if args.rollout_engine == "vllm" and process.num_processes > 1 else 1
+        process, share = self.trainer.accelerator, engine_processes(self.trainer.args)
         if process.process_index % share:
             return range(0)
         return range(process.process_index // share, num_shards, process.num_processes // share)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from .vllm_phase import engine_processes
+
 
 if TYPE_CHECKING:
     from .iterative import IterativeSFTTrainer
@@ -21,8 +23,8 @@ def reject_unsupported(trainer: "IterativeSFTTrainer") -> None:
             "Prompt-learning adapters (prefix or prompt tuning) are not supported: their virtual tokens have no place "
             "in a row of branches. Use LoRA."
         )
-    share, processes = trainer.args.vllm_tensor_parallel_size, trainer.args.world_size
-    if trainer.args.rollout_engine == "vllm" and processes > 1 and processes % share:
+    share, processes = engine_processes(trainer.args), trainer.args.world_size
+    if processes % share:
         raise ValueError(f"`vllm_tensor_parallel_size={share}` must divide the {processes} training processes.")
     parallelism = trainer.accelerator.parallelism_config
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):

@@ -2,25 +2,28 @@
 
 import contextlib
 import gc
-import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast
 
 from ..evaluation.likelihood import label_nll
 from ..modeling import base_causal_lm
-from ..rollouts.served_policy import write_policy
-from ..rollouts.vllm import VLLMEngine, WeightProbe
+from ..rollouts.served_policy import ServedPolicy, write_policy
+from ..rollouts.vllm import VLLMEngine
+from ..rollouts.vllm_server import VLLMServerEngine
+from ..rollouts.vllm_verbs import VLLMVerbs
+from ..rollouts.weight_probe import WeightProbe
 from .run_directory import SERVED_POLICY, VLLM_LOG
 
 
 if TYPE_CHECKING:
     from .iterative import IterativeSFTTrainer
-
-logger = logging.getLogger(__name__)
+    from .iterative_config import IterativeSFTConfig
 
 _PROBE_TOKENS = 64
 # Nats, mean over the probe. SmolLM2 in float32: 1e-5; half precision keeps 8 bits of every logit.
@@ -31,11 +34,10 @@ _SHARE_OF_FREE_MEMORY = 0.85
 
 
 @contextlib.contextmanager
-def vllm_engine(trainer: "IterativeSFTTrainer", on_progress: Callable[[int, int], None]) -> Iterator[VLLMEngine | None]:
+def vllm_engine(trainer: "IterativeSFTTrainer", on_progress: Callable[[int, int], None]) -> Iterator[VLLMVerbs | None]:
     """The engine of a rollout phase; `None` on a process whose devices serve another one's."""
     args, accelerator = trainer.args, trainer.accelerator
     folder = Path(args.output_dir) / SERVED_POLICY
-    log = Path(args.output_dir) / VLLM_LOG.format(rank=accelerator.process_index)
     dtype = serving_dtype(trainer)
     probe = weight_probe(trainer, dtype)
     if accelerator.is_main_process:
@@ -43,35 +45,79 @@ def vllm_engine(trainer: "IterativeSFTTrainer", on_progress: Callable[[int, int]
     accelerator.wait_for_everyone()
     try:
         policy = write_policy(trainer.model, trainer.model_wrapped, folder, accelerator)
-        if accelerator.process_index % args.vllm_tensor_parallel_size:
-            yield None
-        else:
-            options = {
-                **({"gpu_memory_utilization": memory_share(args)} if accelerator.device.type != "cpu" else {}),
-                "tensor_parallel_size": args.vllm_tensor_parallel_size,
-                **policy.options,
-                **(args.vllm_init_kwargs or {}),
-            }
-            with VLLMEngine(
-                policy.model,
-                policy.adapter,
-                dtype=str(dtype).removeprefix("torch."),
-                max_model_len=max_model_len(trainer),
-                mix_strategy=args.vllm_mix_strategy,
-                timeout=args.vllm_timeout,
-                log=log,
-                devices=_devices(trainer),
-                probe=probe,
-                on_progress=on_progress,
-                **options,
-            ) as engine:
+        common = {
+            "mix_strategy": args.vllm_mix_strategy,
+            "timeout": args.vllm_timeout,
+            "probe": probe,
+            "on_progress": on_progress,
+        }
+        with contextlib.ExitStack() as stack:
+            if args.vllm_server_base_url is not None:
+                engine = _server(trainer, policy, common)
+            elif accelerator.process_index % engine_processes(args) == 0:
+                engine = _child(trainer, policy, dtype, common)
+            else:
+                engine = None
+            if engine is not None and accelerator.is_main_process:
+                stack.enter_context(engine)
                 trainer.log_now({"seconds/vllm_start": engine.start_seconds})
-                yield engine
-        # Others may still be loading from it, to start a process again.
-        accelerator.wait_for_everyone()
+            # A server has the weights now that the main process has handed them over.
+            accelerator.wait_for_everyone()
+            if engine is not None and not accelerator.is_main_process:
+                stack.enter_context(engine)
+            yield engine
+            # Others may still be at work with the weights that the main process is about to take away.
+            accelerator.wait_for_everyone()
     finally:
         if accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def engine_processes(args: "IterativeSFTConfig") -> int:
+    """Training processes that share one engine of their own; a server is everyone's."""
+    if args.rollout_engine != "vllm" or args.vllm_server_base_url is not None or args.world_size == 1:
+        return 1
+    return args.vllm_tensor_parallel_size
+
+
+def _server(trainer: "IterativeSFTTrainer", policy: ServedPolicy, common: dict[str, Any]) -> VLLMServerEngine:
+    # vLLM tells adapters apart by their names, its cache too: never the same one twice, and the same in every process.
+    nonce = int(broadcast(torch.tensor(time.time_ns(), device=trainer.accelerator.device)))
+    return VLLMServerEngine(
+        trainer.args.vllm_server_base_url,
+        weights=None if policy.adapter is not None else policy.model,
+        adapter=policy.adapter,
+        name=f"policy-{nonce:x}",
+        loads=trainer.accelerator.is_main_process,
+        **common,
+    )
+
+
+def _child(
+    trainer: "IterativeSFTTrainer", policy: ServedPolicy, dtype: torch.dtype, common: dict[str, Any]
+) -> VLLMEngine:
+    args, accelerator = trainer.args, trainer.accelerator
+    on_gpu = accelerator.device.type != "cpu"
+    devices = None
+    if on_gpu and accelerator.num_processes > 1:
+        first = accelerator.local_process_index
+        devices = list(range(first, first + args.vllm_tensor_parallel_size))
+    options = {
+        **({"gpu_memory_utilization": memory_share(args)} if on_gpu else {}),
+        "tensor_parallel_size": args.vllm_tensor_parallel_size,
+        **policy.options,
+        **(args.vllm_init_kwargs or {}),
+    }
+    return VLLMEngine(
+        policy.model,
+        policy.adapter,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=max_model_len(trainer),
+        log=Path(args.output_dir) / VLLM_LOG.format(rank=accelerator.process_index),
+        devices=devices,
+        **common,
+        **options,
+    )
 
 
 def serving_dtype(trainer: "IterativeSFTTrainer") -> torch.dtype:
@@ -98,7 +144,7 @@ def max_model_len(trainer: "IterativeSFTTrainer") -> int:
     return longest if positions is None else min(longest, positions)
 
 
-def memory_share(args) -> float:
+def memory_share(args: "IterativeSFTConfig") -> float:
     """`gpu_memory_utilization`: what was asked for, else most of what training leaves free."""
     if args.vllm_gpu_memory_utilization is not None:
         return args.vllm_gpu_memory_utilization
@@ -106,10 +152,3 @@ def memory_share(args) -> float:
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return round(_SHARE_OF_FREE_MEMORY * free / total, 3)
-
-
-def _devices(trainer: "IterativeSFTTrainer") -> list[int] | None:
-    if trainer.accelerator.device.type == "cpu" or trainer.accelerator.num_processes == 1:
-        return None
-    first = trainer.accelerator.local_process_index
-    return list(range(first, first + trainer.args.vllm_tensor_parallel_size))
