@@ -1,4 +1,4 @@
-"""BASH and RAC on real rows: SmolLM2-135M on 256 rows of GSM8K and of SciTLDR, measured before and after.
+"""BASH and RAC on real rows: SmolLM2-135M on up to 256 rows of GSM8K and of SciTLDR, measured before and after.
 
     python -m examples.real_rows FOLDER         # with FOLDER/gsm8k and FOLDER/summarization_scitldr as .jsonl files
 

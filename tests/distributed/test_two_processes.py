@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,13 @@ def run(method: str, output_dir: Path, num_processes: int, batch_size: int) -> d
     return json.loads((output_dir / "record.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["bash", "rac", "dad-dagger"])
+VLLM = pytest.param(
+    "bash-vllm",
+    marks=[pytest.mark.slow, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")],
+)
+
+
+@pytest.mark.parametrize("method", ["bash", "rac", "dad-dagger", VLLM])
 def test_one_process_or_two(method, tmp_path):
     single = run(method, tmp_path / "one", 1, 8)
     double = run(method, tmp_path / "two", 2, 4)

@@ -27,6 +27,11 @@ def main(method: str, output_dir: str, batch_size: int) -> None:
         classes, data = (DaDDaggerConfig, DaDDaggerTrainer), Dataset.from_list([{"text": text} for text in TEXT])
         options |= {"context_length": 8, "rollout_length": 4, "num_iterations": 2, "num_train_epochs": 1}
         extra["teacher_model"] = tiny_model(seed=7)
+    elif method == "bash-vllm":
+        # Two shards: one for each of two processes.
+        classes, data = (BASHConfig, BASHTrainer), conversations(128)
+        options |= {"rollout_engine": "vllm", "beta": 0.3}
+        extra["model"] = tiny_model("mistral", head_dim=32)
     else:
         classes, data = {"bash": (BASHConfig, BASHTrainer), "rac": (RACConfig, RACTrainer)}[method], conversations(16)
         options |= {"max_new_tokens": 12} if method == "rac" else {"beta": 0.3}
