@@ -31,7 +31,13 @@ _RESTARTS = 2
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|free memory on device|bad_alloc|killed by signal 9")
 # What a training process tells its own kind, and a process beside it must not believe.
 _NOT_INHERITED = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|TORCHELASTIC_|ACCELERATE_")
-_CPU_KV_CACHE_BYTES = 1 << 30
+_ON_CPU = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 30,
+    # With a prompt in two parts, V1 winds the request's generator back, which a CPU's cannot do: an exception (vLLM 0.31).
+    "enable_chunked_prefill": False,
+}
+_CPU_BATCH_TOKENS = 4096
 
 
 class VLLMEngine(VLLMVerbs):
@@ -100,7 +106,9 @@ class VLLMEngine(VLLMVerbs):
         if mix_strategy not in MIX_STRATEGIES:
             raise ValueError(f"`mix_strategy` must be one of {', '.join(MIX_STRATEGIES)}, got {mix_strategy!r}.")
         if on_cpu:
-            options = {"enforce_eager": True, "kv_cache_memory_bytes": _CPU_KV_CACHE_BYTES, **options}
+            options = {**_ON_CPU, **options}
+            if max_model_len is not None:
+                options = {"max_num_batched_tokens": max(_CPU_BATCH_TOKENS, max_model_len), **options}
         options = {"dtype": dtype or ("float32" if on_cpu else "bfloat16"), "max_model_len": max_model_len, **options}
         if adapter is not None:
             options["enable_lora"] = True
