@@ -229,6 +229,15 @@ class TestFaults:
         with pytest.raises(RolloutEngineError, match="(?s)NoSuchForCausalLM.*The end of .*vllm.log"), engine:
             pass
 
+    @pytest.mark.slow
+    def test_memory_that_does_not_suffice_is_asked_for_less_of_and_then_an_error(self, folder, caplog):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        engine = VLLMEngine(folder, max_model_len=64, kv_cache_memory_bytes=12 * memory)
+        with pytest.raises(RolloutEngineError, match="(?s)started 3 times.*vllm_gpu_memory_utilization"), engine:
+            pass
+        assert caplog.text.count("Starting vLLM again") == 2
+        assert engine.options["kv_cache_memory_bytes"] == 3 * memory
+
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
     def test_no_orphan_is_left_behind(self, folder, end):
         script = (

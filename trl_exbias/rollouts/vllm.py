@@ -28,7 +28,9 @@ _MIXING = {
     "continue": {"scheduler_cls": "trl_exbias.rollouts.vllm_mixing.MixScheduler", "async_scheduling": False},
 }
 _RESTARTS = 2
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|free memory on device|bad_alloc|killed by signal 9")
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|free memory on device|available memory on node|bad_alloc|killed by signal 9"
+)
 # What a training process tells its own kind, and a process beside it must not believe.
 _NOT_INHERITED = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|TORCHELASTIC_|ACCELERATE_")
 _ON_CPU = {
