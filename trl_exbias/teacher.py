@@ -38,6 +38,7 @@ class Teacher:
             `trust_remote_code`, ….
         device (`torch.device`, *optional*): Where it computes, unless `device_map` or quantization says so.
         prepare (`Callable`, *optional*): Applied to the loaded model, e.g. to partition it.
+        loading (`Callable`, *optional*): Returns the context manager to load it in.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Teacher:
         init_kwargs: dict[str, Any] | None = None,
         device: torch.device | None = None,
         prepare: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
+        loading: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self.source = source
         self.init_kwargs = init_kwargs or {}
         self.device = device
         self.prepare = prepare
+        self.loading = loading
         self.fingerprint: str | None = None
         #: The LM head; stays when the rest of the model goes.
         self.head: LMHead | None = None
@@ -104,7 +107,8 @@ class Teacher:
         return None
 
     def _load(self) -> PreTrainedModel:
-        model = AutoModelForCausalLM.from_pretrained(self.source, **{"dtype": "auto", **self.init_kwargs})
+        with self.loading():
+            model = AutoModelForCausalLM.from_pretrained(self.source, **{"dtype": "auto", **self.init_kwargs})
         return model.requires_grad_(False)
 
     def _hub_kwargs(self) -> dict[str, Any]:

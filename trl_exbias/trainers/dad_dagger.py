@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from transformers import (
 )
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..branches import GOLD, Branch, lay_out
 from ..data import Example
@@ -30,6 +30,7 @@ from ..rollouts import RolloutEngine, SamplingOptions
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..trainable import freeze_all_but
 from ..trajectories import cut_documents, cut_responses
+from ..zero3 import gathered, unpartitioned
 from .dad_dagger_config import DaDDaggerConfig
 from .iterative import IterativeSFTTrainer
 from .soft_label_phase import SoftLabelPhase
@@ -37,8 +38,8 @@ from .soft_label_phase import SoftLabelPhase
 
 logger = logging.getLogger(__name__)
 
-# Private surfaces of TRL 1.16 in this file: `_ForwardRedirection` and `maybe_gather_lm_head_ctx`, with which TRL's own
-# `DistillationTrainer` runs a loss inside the wrapped forward, so that DDP, DeepSpeed and FSDP see one.
+# A private surface of TRL 1.16 in this file: `_ForwardRedirection`, with which TRL's own `DistillationTrainer` runs a loss
+# inside the wrapped forward, so that DDP, DeepSpeed and FSDP see one.
 
 
 class DaDDaggerTrainer(IterativeSFTTrainer):
@@ -229,10 +230,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     def _set_up_teacher(self) -> None:
         self.teacher.device = self.accelerator.device
-        if self.is_deepspeed_enabled and not self.args.cache_teacher:
-            self.teacher.prepare = lambda model: prepare_deepspeed(
-                model, self.args.per_device_train_batch_size, self.args.fp16, self.args.bf16
-            )
+        if self.is_deepspeed_enabled and self.args.cache_teacher:
+            # Each process scores branches of its own, at its own pace: the teacher is whole for so long.
+            self.teacher.loading = partial(unpartitioned, self.args)
+        elif self.is_deepspeed_enabled:
+            self.teacher.prepare = self._partition
         teacher_size = self.teacher.config.get_text_config().vocab_size
         self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
         top_k = self.args.teacher_top_k
@@ -248,6 +250,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
                 "LoRA on the LM head is not supported together with soft labels: leave it out of `target_modules` (or put "
                 "it into `modules_to_save`)."
             )
+
+    def _partition(self, model: PreTrainedModel) -> torch.nn.Module:
+        # Kept: the engine takes its hooks off the model when it goes.
+        self._teacher_engine = prepare_deepspeed(model, self.accelerator)
+        return self._teacher_engine.module
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         with contextlib.ExitStack() as stack:
@@ -272,7 +279,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         target = self._soft_target(inputs, scored, stored)
         factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
         alpha = self.args.alpha
-        scores = self._forward_redirection(
+        fields = self._forward_redirection(
             model,
             self.accelerator.unwrap_model(model),
             self._distil,
@@ -283,6 +290,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             alpha * factors,
             (1 - alpha) * factors,
         )
+        scores = DistillationScores(*fields)
         losses = torch.zeros(labels.shape, device=scores.nll.device)
         losses[scored] = alpha * scores.nll + (1 - alpha) * scores.cross_entropy
         sums = {
@@ -294,16 +302,18 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         }
         return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums
 
-    def _distil(self, inputs, scored, labels, target, hard_weights, soft_weights) -> DistillationScores:
-        """Runs inside the wrapped model's forward."""
+    def _distil(self, inputs, scored, labels, target, hard_weights, soft_weights) -> tuple[torch.Tensor, ...]:
+        """Runs inside the wrapped model's forward; returns [`DistillationScores`]' fields."""
         head = LMHead(self.model)
         # The redirection steps around the forward that accelerate wrapped for mixed precision.
         with self.accelerator.autocast():
             hidden = backbone(self.model)(**inputs, use_cache=False).last_hidden_state
-            with maybe_gather_lm_head_ctx(head.projection.weight, head.projection.bias):
-                return distillation_scores(
+            with gathered(head, self.teacher.head):
+                scores = distillation_scores(
                     hidden[scored], head, labels, target, hard_weights, soft_weights, self.args.kd_temperature
                 )
+        # A tuple: DeepSpeed finds the tensors of nothing else, and would not gather weights for their backward.
+        return tuple(vars(scores).values())
 
     def _soft_target(self, inputs: dict, scored: torch.Tensor, stored: dict | None) -> SoftTarget:
         if stored is None:

@@ -37,6 +37,7 @@ from ..joint_dataset import JointDataset
 from ..losses import LossTerm, count_labels, joint_loss, sum_by_kind
 from ..modeling import attention_window, base_causal_lm
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
+from ..rollouts.lockstep import lockstep
 from ..rollouts.vllm import check_vllm
 from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
@@ -218,9 +219,10 @@ class IterativeSFTTrainer(SFTTrainer):
             on_progress=on_progress,
         )
         if self.args.rollout_engine == "transformers":
-            yield own
+            with lockstep(self.model, self.accelerator):
+                yield own
             return
-        with vllm_engine(self, on_progress) as engine:
+        with vllm_engine(self, on_progress) as engine, lockstep(self.model, self.accelerator):
             yield SplitEngine(draws=engine, labels=own)
 
     # Data

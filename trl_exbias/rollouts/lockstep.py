@@ -1,0 +1,83 @@
+"""Keeps the processes of a sharded model together: each runs the same modules in the same order, whatever its own rows ask for.
+
+A forward of a model that is partitioned over processes (ZeRO-3) is a collective operation: a process that runs one more than the
+others waits for them for ever. Rollouts ask for different numbers of forwards on each. So before each forward the processes
+agree on whose turn it is, and those with nothing to do run it on a single token.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..modeling import LMHead, backbone, inference, model_device
+
+
+@contextlib.contextmanager
+def lockstep(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """
+    Within the block, forwards of the backbone and of the LM head may be as many as each process likes. Every process must
+    enter and leave it. Does nothing where the model is whole on each process.
+    """
+    if accelerator.num_processes == 1 or not is_deepspeed_zero3_enabled():
+        yield
+        return
+    turns = _Turns(model, accelerator)
+    hooks = [
+        # In front of DeepSpeed's own hook, which gathers the module's weights.
+        module.register_forward_pre_hook(turns.waiter(turn), prepend=True)
+        for turn, module in enumerate(turns.modules)
+    ]
+    try:
+        yield
+        with inference(model), accelerator.autocast():
+            turns.follow_until_all_are_done()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Turns:
+    def __init__(self, model: nn.Module, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.device = model_device(model)
+        head = LMHead(model).projection
+        self.modules = (backbone(model), head)
+        self.hidden_size = head.in_features
+        self.dtype = accelerator.unwrap_model(model).dtype
+        self._following = False
+
+    def waiter(self, turn: int):
+        def wait(module, inputs) -> None:
+            if self._following:
+                return
+            while (chosen := self._agree(turn)) != turn:
+                self._follow(chosen)
+
+        return wait
+
+    def follow_until_all_are_done(self) -> None:
+        while (chosen := self._agree(None)) is not None:
+            self._follow(chosen)
+
+    def _agree(self, turn: int | None) -> int | None:
+        """The first turn that any process asks for; `None` when all are done."""
+        asked = torch.zeros(len(self.modules), dtype=torch.int32, device=self.device)
+        if turn is not None:
+            asked[turn] = 1
+        asked = self.accelerator.reduce(asked, reduction="sum").tolist()
+        return next((i for i, count in enumerate(asked) if count), None)
+
+    def _follow(self, turn: int) -> None:
+        """Runs a module for the sake of the others."""
+        self._following = True
+        try:
+            if turn == 0:
+                self.modules[0](input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+            else:
+                self.modules[1](torch.zeros(1, self.hidden_size, dtype=self.dtype, device=self.device))
+        finally:
+            self._following = False
