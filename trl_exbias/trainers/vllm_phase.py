@@ -52,19 +52,16 @@ def vllm_engine(trainer: "IterativeSFTTrainer", on_progress: Callable[[int, int]
             "on_progress": on_progress,
         }
         with contextlib.ExitStack() as stack:
+            engine = None
             if args.vllm_server_base_url is not None:
                 engine = _server(trainer, policy, common)
+                # The main process hands the weights over; then the others may ask for them.
+                with accelerator.main_process_first():
+                    stack.enter_context(engine)
             elif accelerator.process_index % engine_processes(args) == 0:
-                engine = _child(trainer, policy, dtype, common)
-            else:
-                engine = None
-            if engine is not None and accelerator.is_main_process:
-                stack.enter_context(engine)
+                engine = stack.enter_context(_child(trainer, policy, dtype, common))
+            if accelerator.is_main_process:
                 trainer.log_now({"seconds/vllm_start": engine.start_seconds})
-            # A server has the weights now that the main process has handed them over.
-            accelerator.wait_for_everyone()
-            if engine is not None and not accelerator.is_main_process:
-                stack.enter_context(engine)
             yield engine
             # Others may still be at work with the weights that the main process is about to take away.
             accelerator.wait_for_everyone()
@@ -130,8 +127,9 @@ def serving_dtype(trainer: "IterativeSFTTrainer") -> torch.dtype:
 
 
 def weight_probe(trainer: "IterativeSFTTrainer", dtype: torch.dtype) -> WeightProbe:
-    """The policy's log-probabilities along the first training row. Every process takes part, for sharded policies."""
-    tokens = list(trainer.train_dataset[0]["input_ids"][:_PROBE_TOKENS])
+    """The policy's log-probabilities along the longest training row. Every process takes part, for sharded policies."""
+    row = trainer.train_dataset[int(trainer.sequence_lengths.argmax())]
+    tokens = list(row["input_ids"][:_PROBE_TOKENS])
     with trainer.accelerator.autocast():
         (nll,) = label_nll(trainer.model, [tokens[:1]], [tokens[1:]], [tokens[1:]], trainer._tokenizer.pad_token_id)
     return WeightProbe(tokens, [-x for x in nll], _TOLERANCE.get(dtype, _HALF_TOLERANCE))
