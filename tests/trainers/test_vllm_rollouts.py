@@ -2,6 +2,9 @@
 
 import importlib.util
 import logging
+import os
+import signal
+from pathlib import Path
 
 import pytest
 from datasets import load_dataset
@@ -141,6 +144,37 @@ def test_an_adapter_that_the_server_ignored_ends_the_run_and_keeps_nothing(base,
         run(BASHTrainer, BASHConfig, tmp_path, "vllm", model, LoraConfig(**LORA, task_type="CAUSAL_LM"))
     assert not list(tmp_path.glob("rollouts/*/*.parquet"))
     assert not (tmp_path / "served-policy").exists()
+
+
+class _DiesBehindTheFirstShard(BASHTrainer):
+    def build_branches(self, examples, engine, options):
+        if (self.store_folder / "shard-00000.parquet").exists():
+            os.kill(engine.draws._process.pid, signal.SIGKILL)
+        return super().build_branches(examples, engine, options)
+
+    @property
+    def store_folder(self):
+        return Path(self.args.output_dir) / "rollouts" / "iteration-1"
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_server_that_is_gone_for_good_leaves_the_finished_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_module, "_RESTARTS", 0)
+
+    def make(trainer_class, **options):
+        args = config(BASHConfig, tmp_path, rollout_engine="vllm", save_strategy="epoch", **options)
+        return trainer(trainer_class, args, conversations(128), vllm_tiny_model())
+
+    with pytest.raises(RolloutEngineError, match="was killed by signal 9"):
+        make(_DiesBehindTheFirstShard).train()
+    (first,) = tmp_path.glob("rollouts/iteration-1/*.parquet")
+    stored, made = first.read_bytes(), first.stat().st_mtime_ns
+    done = make(BASHTrainer)
+    done.train(resume_from_checkpoint=True)
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == (stored, made), "not rolled out again"
+    assert len(list(tmp_path.glob("rollouts/iteration-1/*.parquet"))) == 2
+    assert done.state.global_step == done.plan.total_steps
 
 
 def test_without_vllm_the_error_comes_before_the_model_is_loaded(tmp_path, monkeypatch):
