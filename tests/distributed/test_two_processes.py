@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from safetensors.torch import load_file
 
 from trl_exbias.rollouts.store import RolloutStore
 
+from ..marks import needs_deepspeed, needs_vllm
+
 
 ROOT = Path(__file__).parents[2]
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
 def run(method: str, output_dir: Path, num_processes: int, batch_size: int, stage: int = 0) -> dict:
@@ -62,7 +62,6 @@ def single(tmp_path_factory):
     return of
 
 
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 CASES = [
     *((method, 0) for method in ("bash", "rac", "dad-dagger")),
     pytest.param("bash-vllm", 0, marks=[needs_vllm, pytest.mark.slow]),

@@ -1,7 +1,6 @@
 """vLLM, for real, on a CPU: the same verbs as the transformers engine, and what happens when its process is in trouble."""
 
 import contextlib
-import importlib.util
 import itertools
 import os
 import signal
@@ -19,11 +18,11 @@ from trl_exbias.rollouts import RolloutEngine, RolloutEngineError, SamplingOptio
 from trl_exbias.rollouts import vllm as vllm_module
 from trl_exbias.rollouts.weight_probe import WeightProbe
 
+from ..marks import needs_vllm
 from ..tiny import VOCAB_SIZE, tiny_model
 from .test_transformers_engine import masks_for, random_rows
 
 
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 GREEDY = SamplingOptions(temperature=0, max_new_tokens=12, stop_token_ids=tuple(range(0, VOCAB_SIZE, 9)))
 STRATEGIES = ("continue", "forced")
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.server
-import importlib.util
 import json
 import logging
 import os
@@ -28,13 +27,13 @@ from trl_exbias.rollouts import (
     vllm_server,
 )
 
+from ..marks import needs_vllm
 from ..tiny import conversations, tiny_model
 from ..trainers.runs import config, trainer
 from .test_transformers_engine import masks_for, random_rows
 from .test_vllm_engine import GREEDY, probe_of, vllm_tiny_model
 
 
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 KEY = "a-key-for-the-tests"
 
 

@@ -1,6 +1,5 @@
 """The trainers with vLLM: the rollouts of the transformers engine, from the weights that training has arrived at."""
 
-import importlib.util
 import logging
 import os
 import signal
@@ -24,11 +23,11 @@ from trl_exbias.rollouts import vllm as vllm_module
 from trl_exbias.rollouts.served_policy import why_merge
 from trl_exbias.trainers import vllm_phase
 
+from ..marks import needs_vllm
 from ..tiny import conversations, tiny_model
 from .runs import config, logged, trainer, weights
 
 
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 LORA = {"r": 4, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj", "up_proj"], "lora_dropout": 0.0}
 
 
