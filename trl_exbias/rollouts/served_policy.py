@@ -52,24 +52,25 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
     Raises:
         ValueError: for a quantized base with an adapter that would have to be merged.
     """
-    # Whole on the main process alone, in its CPU memory; the others take part in the gathering.
-    state = accelerator.get_state_dict(wrapped)
-    reason = None if not hasattr(model, "peft_config") else why_merge(model)
-    as_adapter = hasattr(model, "peft_config") and reason is None
+    has_adapter = hasattr(model, "peft_config")
+    reason = why_merge(model) if has_adapter else None
+    as_adapter = has_adapter and reason is None
     quantized = getattr(base_causal_lm(model), "quantization_method", None)
     if quantized is not None and not as_adapter:
         raise ValueError(
             f"vLLM cannot serve this policy: its base is quantized ({quantized}), and {reason or 'it has no adapter'}. Set "
             "`rollout_engine='transformers'`."
         )
+    # Whole on the main process alone, in its CPU memory; the others take part in the gathering.
+    state = accelerator.get_state_dict(wrapped)
     if accelerator.is_main_process:
         if as_adapter:
             model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+        elif has_adapter:
+            logger.info(f"The adapter is merged for vLLM, in a copy: {reason}.")
+            _merged(model, state).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
         else:
-            if reason is not None:
-                logger.info(f"The adapter is merged for vLLM, in a copy: {reason}.")
-            whole = base_causal_lm(model) if reason is None else _merged(model, state)
-            whole.save_pretrained(folder, state_dict=state if reason is None else None, max_shard_size=_MAX_SHARD_SIZE)
+            model.save_pretrained(folder, state_dict=state, max_shard_size=_MAX_SHARD_SIZE)
     accelerator.wait_for_everyone()
     if not as_adapter:
         return ServedPolicy(str(folder), None, {})
