@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test test-slow bench lint clean
+.PHONY: setup demo test test-slow test-faults bench lint clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ test: setup lint
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
+
+# Runs that are killed, starved of disk or tampered with, three times each, and must go on bit-equal or say why not.
+test-faults: setup
+	FAULT_TIMES=3 OMP_NUM_THREADS=1 $(RUN) -m pytest -m faults tests/faults
 
 bench: setup
 	$(RUN) -m examples.benchmarks

@@ -25,13 +25,16 @@ from .modeling import (
     LMHead,
     agreement_tolerance,
     attention_mask_4d,
-    backbone,
     base_causal_lm,
     inference,
+    model_device,
+    read_backbone,
 )
 
 
 GOLD = "gold"
+#: Column and batch entry: where in the training data a row stands.
+ROW = "exbias_row"
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ class BranchCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if "branches" not in features[0]:
-            return self.base([{k: v for k, v in row.items() if k != "context_length"} for row in features])
+            own = ("context_length", ROW)
+            batch = self.base([{k: v for k, v in row.items() if k not in own} for row in features])
+            return self._with_rows(batch, features)
         examples = [
             BranchedExample.from_row(
                 row["input_ids"], row["labels"], row["context_length"], [Branch(**b) for b in row["branches"]]
@@ -133,6 +138,12 @@ class BranchCollator:
         if "soft_labels" in features[0]:
             # Labelled positions come in the same order in either layout: row by row, branch by branch.
             batch["soft_labels"] = concatenate(row["soft_labels"] for row in features)
+        return self._with_rows(batch, features)
+
+    @staticmethod
+    def _with_rows(batch: dict[str, Any], features: list[dict[str, Any]]) -> dict[str, Any]:
+        if ROW in features[0]:
+            batch[ROW] = torch.tensor([row[ROW] for row in features])
         return batch
 
     def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
@@ -253,15 +264,17 @@ def check_shared_context(model: torch.nn.Module) -> str | None:
     shared = collator.collate([example])
     collator.shared = False
     separate = collator.collate([example])
-    device = base.get_output_embeddings().weight.device
+    device = model_device(model)
     with inference(model):
-        expected = backbone(model)(
+        expected = read_backbone(
+            model,
             input_ids=separate["input_ids"].to(device),
             attention_mask=separate["attention_mask"].to(device),
             use_cache=False,
         ).last_hidden_state
         try:
-            found = backbone(model)(
+            found = read_backbone(
+                model,
                 input_ids=shared["input_ids"].to(device),
                 position_ids=shared["position_ids"].to(device),
                 attention_mask=branch_attention_mask(shared["segment_ids"].to(device), base.config),

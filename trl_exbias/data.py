@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.data_utils import _tokenize, common_prefix_length, is_conversational
 
+from .branches import ROW
+
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class Example:
     @classmethod
     def from_row(cls, index: int, row: dict[str, Any]) -> "Example":
         split = row[CONTEXT_LENGTH]
-        rest = {k: v for k, v in row.items() if k not in ("input_ids", "labels", CONTEXT_LENGTH)}
+        rest = {k: v for k, v in row.items() if k not in ("input_ids", "labels", CONTEXT_LENGTH, ROW)}
         return cls(index, row["input_ids"][:split], row["input_ids"][split:], row["labels"][split:], rest)
 
 
@@ -153,6 +155,13 @@ def check_tokenizer(processing_class: Any, args: SFTConfig, dataset: Dataset, fo
             "The tokenizer has no EOS token, so a response has no end. Set `eos_token` in the config to a token of its "
             "vocabulary."
         )
+    vocabulary = tokenizer.get_vocab()
+    for name in ("eos_token", "pad_token"):
+        token = getattr(args, name)
+        if token is not None and token not in vocabulary:
+            raise ValueError(
+                f"`{name}: {token}` is no token of the tokenizer. Set it to one of its vocabulary, or leave it out."
+            )
     column = next((c for c in ("messages", "conversations", "prompt") if c in dataset.column_names), None)
     is_conversation = column is not None and form != "text" and not isinstance(dataset[0][column], str)
     if is_conversation and tokenizer.chat_template is None and args.chat_template_path is None:
@@ -176,18 +185,38 @@ def mark_responses(
     plain text, and the last labelled stretch of tokenised data.
     """
 
-    def context_length(row: dict[str, Any]) -> dict[str, int]:
-        if form == "tokenized":
-            return {CONTEXT_LENGTH: _last_labelled_stretch(row["labels"])}
-        if form == "text":
-            return {CONTEXT_LENGTH: 1}
-        if not is_conversational(row):
-            prompt_ids = _tokenize(tokenizer, row["prompt"])["input_ids"]
-        else:
-            prompt_ids = conversation_prompt_ids(tokenizer, conversation(row)[:-1], row, chat_template)
-        return {CONTEXT_LENGTH: max(1, common_prefix_length(prompt_ids, row["input_ids"]))}
+    def mark(row: dict[str, Any]) -> dict[str, int]:
+        return {CONTEXT_LENGTH: context_length(row, form, tokenizer, chat_template)}
 
-    return dataset.map(context_length, num_proc=num_proc, desc="Finding the responses")
+    return dataset.map(mark, num_proc=num_proc, desc="Finding the responses")
+
+
+def context_length(
+    row: dict[str, Any], form: str, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+) -> int:
+    """How many tokens of a row's `input_ids` precede the response that is rolled out; see [`mark_responses`]."""
+    if form == "tokenized":
+        return _last_labelled_stretch(row["labels"])
+    if form == "text":
+        return 1
+    if not is_conversational(row):
+        prompt_ids = _tokenize(tokenizer, row["prompt"])["input_ids"]
+    else:
+        prompt_ids = conversation_prompt_ids(tokenizer, conversation(row)[:-1], row, chat_template)
+    return max(1, common_prefix_length(prompt_ids, row["input_ids"]))
+
+
+def token_ids(row: dict[str, Any], form: str, tokenizer: PreTrainedTokenizerBase, text_field: str) -> list[int]:
+    """The whole row as TRL 1.16 tokenises it, before truncation: a conversation through its template, text with EOS behind it."""
+    if form == "tokenized":
+        return row["input_ids"]
+    if is_conversational(row):
+        tools = row.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        kwargs = row.get("chat_template_kwargs") or {}
+        return _tokenize(tokenizer, conversation(row), tools=tools, **kwargs)["input_ids"]
+    text = row[text_field] if form == "text" else row["prompt"] + row["completion"]
+    return _tokenize(tokenizer, text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]
 
 
 def response_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

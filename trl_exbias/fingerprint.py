@@ -6,6 +6,8 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from .sharding import compute_device, local_part, reshard
+
 
 _CHUNK_ELEMENTS = 1 << 22
 _INTEGER_VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -19,23 +21,28 @@ def weights_fingerprint(model: nn.Module, trainable_only: bool = True) -> str:
     device and in any order of summation, and computed where the weights are. (It tells policies apart; it is no defence
     against an adversary.)
     """
+    # What FSDP2 holds whole for a while may be a half-precision copy.
+    reshard(model)
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted((_plain(name), parameter) for name, parameter in model.named_parameters()):
         if parameter.requires_grad or not trainable_only:
             shape = getattr(parameter, "ds_shape", parameter.shape)
             digest.update(f"{name}:{tuple(shape)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
     return digest.hexdigest()
 
 
+def _plain(name: str) -> str:
+    """A parameter's name without what activation checkpointing and `torch.compile` put into it."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
 @torch.no_grad()
 def _bit_sum(parameter: torch.Tensor) -> int:
-    if not hasattr(parameter, "ds_tensor"):
-        return int(_bit_sum_of_part(parameter.detach().contiguous(), 0))
-    # ZeRO-3 (DeepSpeed 0.19): each process holds a slice of the flat weights, the last one with padding.
-    group, part = parameter.ds_process_group, parameter.ds_tensor
-    offset = torch.distributed.get_rank(group) * part.ds_numel
-    total = _bit_sum_of_part(part.detach()[: max(0, parameter.ds_numel - offset)], offset).to(parameter.device)
-    torch.distributed.all_reduce(total, group=group)
+    part, offset, group = local_part(parameter)
+    total = _bit_sum_of_part(part.contiguous(), offset)
+    if group is not None:
+        total = total.to(compute_device(parameter))
+        torch.distributed.all_reduce(total, group=group)
     return int(total)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .branches import GOLD, Branch, concatenate
+from .branches import GOLD, ROW, Branch, concatenate
 from .data import CONTEXT_LENGTH
 from .soft_labels import SoftLabelCache, soft_label_key
 
@@ -49,7 +49,8 @@ class JointDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {**self.gold[self.rows[index]], "branches": self._branches(self.rows[index])}
+        place = self.rows[index]
+        row = {**self.gold[place], ROW: place, "branches": self._branches(place)}
         if self.soft_labels is not None:
             row["soft_labels"] = concatenate(
                 self.soft_labels.get(soft_label_key(context_ids, branch)) for context_ids, branch in labelled(row)

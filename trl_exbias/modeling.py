@@ -8,7 +8,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
+
+from .sharding import compute_device, in_forward
 
 
 def base_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -21,9 +24,14 @@ def backbone(model: nn.Module) -> nn.Module:
     return base_causal_lm(model).base_model
 
 
+def read_backbone(model: nn.Module, **inputs):
+    """The backbone's output for `inputs`, without gradient; also outside the forward of a model that FSDP2 shards."""
+    return in_forward(model, lambda: backbone(model)(**inputs))
+
+
 def model_device(model: nn.Module) -> torch.device:
     """Where the model reads its input; with a `device_map`, the head may be elsewhere."""
-    return base_causal_lm(model).get_input_embeddings().weight.device
+    return compute_device(base_causal_lm(model).get_input_embeddings().weight)
 
 
 class LMHead:
@@ -42,6 +50,8 @@ class LMHead:
         base = base_causal_lm(model)
         config = base.config.get_text_config()
         self.projection = base.get_output_embeddings()
+        # Of a model that is not sharded, nothing but the head is kept alive.
+        self._root = model if isinstance(model, FSDPModule) else None
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.scale = _logit_scale(config)
 
@@ -52,8 +62,9 @@ class LMHead:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of `hidden` `(..., H)`: float32 of shape `(..., V)`."""
-        # The module is called, not its weight read: ZeRO-3 gathers a partitioned weight in the module's hooks.
-        return self.finish(self.projection(hidden.to(self.projection.weight.device)))
+        # The module is called, not its weight read: ZeRO-3 and FSDP2 gather a sharded weight in the module's hooks.
+        hidden = hidden.to(compute_device(self.projection.weight))
+        return self.finish(in_forward(self._root, lambda: self.projection(hidden)))
 
     def finish(self, projected: torch.Tensor) -> torch.Tensor:
         """Float32 logits of what the projection alone gives: scaled, then soft-capped."""

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _KEY_BYTES = 16
 _OFFSETS, _KEYS = "offsets", "keys"
+#: Names of the shards.
+SHARDS = "shard-*.safetensors"
 
 
 def soft_label_key(context_ids: Sequence[int], branch: Branch) -> bytes:
@@ -61,7 +63,7 @@ class SoftLabelCache:
     def refresh(self) -> None:
         """Takes in shards that other processes have written."""
         known = {path for path, _, _ in self._places.values()}
-        for path in sorted(self.folder.glob("shard-*.safetensors")):
+        for path in sorted(self.folder.glob(SHARDS)):
             if path in known:
                 continue
             try:

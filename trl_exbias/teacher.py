@@ -19,6 +19,7 @@ from .modeling import LMHead, base_causal_lm, inference, model_device
 from .rollouts.batching import run_in_batches
 from .rollouts.sampling import logit_chunks
 from .rollouts.sessions import read_along
+from .sharding import is_sharded
 
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Teacher:
             yield prepared
         finally:
             if not by_name:
-                if moves:
+                if moves and not is_sharded(model):
                     self.head = copy.deepcopy(self.head)
                     model.to(home)
                 for module in training:
@@ -95,12 +96,12 @@ class Teacher:
         """The model's configuration, read without its weights."""
         if not isinstance(self.source, str):
             return self.source.config
-        return AutoConfig.from_pretrained(_base_model_name(self.source), **self._hub_kwargs())
+        return AutoConfig.from_pretrained(_base_model_name(self.source, self._hub_kwargs()), **self._hub_kwargs())
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer saved with the teacher; `None` where there is none."""
         name = self.source if isinstance(self.source, str) else self.source.config._name_or_path
-        for candidate in dict.fromkeys((name, _base_model_name(name))):
+        for candidate in dict.fromkeys((name, _base_model_name(name, self._hub_kwargs()))):
             # Asked for first: of a folder without one, transformers makes an empty tokenizer.
             if candidate and _has_tokenizer(candidate, self._hub_kwargs()):
                 return AutoTokenizer.from_pretrained(candidate, **self._hub_kwargs())
@@ -112,7 +113,8 @@ class Teacher:
         return model.requires_grad_(False)
 
     def _hub_kwargs(self) -> dict[str, Any]:
-        return {k: v for k, v in self.init_kwargs.items() if k in ("revision", "trust_remote_code", "token")}
+        known = ("revision", "trust_remote_code", "token", "local_files_only")
+        return {k: v for k, v in self.init_kwargs.items() if k in known}
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | None) -> None:
@@ -218,16 +220,20 @@ def _check_positions(model: torch.nn.Module, lengths: list[int]) -> None:
 
 
 def _has_tokenizer(name: str, hub_kwargs: dict[str, Any]) -> bool:
-    kwargs = {k: v for k, v in hub_kwargs.items() if k != "trust_remote_code"}
     try:
-        return cached_file(name, "tokenizer_config.json", **kwargs) is not None
+        return cached_file(name, "tokenizer_config.json", **_file_kwargs(hub_kwargs)) is not None
     except OSError:
         return False
 
 
-def _base_model_name(name: str) -> str:
+def _file_kwargs(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What concerns a single file of a model."""
+    return {k: v for k, v in hub_kwargs.items() if k != "trust_remote_code"}
+
+
+def _base_model_name(name: str, hub_kwargs: dict[str, Any]) -> str:
     """The base model of a LoRA adapter's folder, or `name` itself."""
-    file = find_adapter_config_file(name) if name else None
+    file = find_adapter_config_file(name, **_file_kwargs(hub_kwargs)) if name else None
     if file is None:
         return name
     with open(file, encoding="utf-8") as stream:

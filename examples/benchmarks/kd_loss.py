@@ -23,6 +23,7 @@ class _Head(LMHead):
 
     def __init__(self):
         self.projection, self.scale, self.softcap = nn.Linear(HIDDEN, VOCAB, bias=False), 1.0, None
+        self._root = None
 
 
 def contestants() -> dict[str, callable]:

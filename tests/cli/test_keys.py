@@ -26,6 +26,7 @@ def test_our_own_options_are_a_frozen_list():
         "correction_template",
         "epochs_per_iteration",
         "iteration_patience",
+        "max_degenerate_rate",
         "max_new_tokens",
         "num_iterations",
         "num_rollouts",

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ from trl import DatasetMixtureConfig, ModelConfig
 from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig
 from trl_exbias.cli.data_arguments import DataArguments
 from trl_exbias.cli.recipe import RecipeError, check_keys, parse
-from trl_exbias.cli.recipes import names, recipe_path
+from trl_exbias.cli.recipes import accelerate_configs, names, recipe_path
 
 
 def classes(method):
@@ -110,7 +111,9 @@ def test_every_shipped_recipe_parses_strictly(name, tmp_path):
 def test_the_papers_recipes_have_its_global_batch_and_say_where_values_are_from(name):
     text = recipe_path(name).read_text()
     values = yaml.safe_load(text)
-    assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 8 == 512
+    machine = yaml.safe_load(accelerate_configs()[re.search(r"--accelerate_config (\S+)", text)[1]].read_text())
+    batch = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
+    assert batch * machine["num_processes"] == 512, "with the command that the recipe names"
     unsourced = [
         line
         for line in text.splitlines()

@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
         "save_strategy": "epoch",
         "report_to": "none",
         "use_cpu": True,
+        "max_degenerate_rate": 1.0,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
@@ -49,6 +50,33 @@ def test_exbias_bash_trains_from_a_recipe_and_saves(folder):
     assert (run / "rollouts" / "iteration-1" / "manifest.json").is_file()
     card = (run / "README.md").read_text()
     assert "Bridging the Training-Inference Gap" in card
+
+
+def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(folder):
+    argv = [sys.executable, "-m", "trl_exbias.cli.main", "bash", "--config", "recipe.yaml", "--sft_epochs", "500"]
+    argv += ["--output_dir", "preempted", "--resume_from_checkpoint", "true", "--save_strategy", "no"]
+    running = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = []
+    for line in running.stdout:
+        log.append(line)
+        if "'loss'" in line:
+            running.terminate()
+            break
+    log += running.stdout.readlines()
+    assert running.wait() == 85, "".join(log)[-3000:]
+    assert "Stopped by SIGTERM; step " in "".join(log)
+    (saved,) = (folder / "preempted").glob("checkpoint-*")
+    step = int(saved.name.split("-")[1])
+    assert 0 < step < 1000
+    again = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in again.stdout:
+        if "'loss'" in line:
+            again.terminate()
+            break
+    again.stdout.read()
+    assert again.wait() == 85
+    steps = [json.loads(line)["step"] for line in (folder / "preempted" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] > step, "the second command went on where the first was stopped"
 
 
 def test_the_module_spelled_out_is_the_same_thing_and_refuses_a_used_folder(folder):

@@ -1,6 +1,6 @@
 """What the processes of a distributed test run: one short training of a tiny model, and a record of what it did.
 
-python -m tests.distributed.train METHOD OUTPUT_DIR PER_DEVICE_BATCH_SIZE STAGE      # STAGE: of ZeRO, 0 for none of it
+python -m tests.distributed.train METHOD OUTPUT_DIR PER_DEVICE_BATCH_SIZE ENGINE OPTIONS      # OPTIONS: of the config, JSON
 """
 
 import json
@@ -8,9 +8,19 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
+from peft import LoraConfig
+from torch._dynamo.utils import counters
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from trl_exbias import BASHConfig, BASHTrainer, DaDDaggerConfig, DaDDaggerTrainer, RACConfig, RACTrainer
+from trl_exbias.fingerprint import weights_fingerprint
+from trl_exbias.modeling import backbone
+from trl_exbias.sharding import in_forward
 
 from ..tiny import conversations, tiny_model
 from ..trainers.runs import config, logged, trainer
@@ -27,63 +37,145 @@ METHODS = {
     "dad-dagger": (DaDDaggerTrainer, DaDDaggerConfig, DAD),
     "dad-dagger-on-the-fly": (DaDDaggerTrainer, DaDDaggerConfig, DAD | {"cache_teacher": False}),
 }
+LORA, QLORA = "-lora", "-qlora"
+# Folders of a run, made before its processes start.
+BASE, TEACHER = "base", "teacher"
 
 
-def deepspeed_config(stage: int) -> dict:
-    """ZeRO with torch's optimizer: DeepSpeed's own for CPUs is compiled for a minute."""
+def base_model(method: str):
+    """What a method is tried on; DaD-DAgger with tied embeddings, which are one parameter in two modules."""
+    if method.startswith("bash-vllm"):
+        return tiny_model("mistral", head_dim=32)
+    return tiny_model(tie_word_embeddings=method.startswith("dad-dagger"))
+
+
+def engine_options(engine: str) -> dict:
+    """What makes a trainer use an engine; for FSDP2, called before anything of accelerate is set up."""
+    if engine == "fsdp2":
+        # accelerate 1.15 leaves FSDP out where processes compute on CPUs (`AcceleratorState.__init__` in `state.py` asks
+        # for MULTI_GPU or the like), although torch's FSDP2 has gloo. So the processes say that they are GPUs'; everything
+        # else is the same: the device, the backend, and all of FSDP.
+        PartialState(cpu=True, backend="gloo")
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return {"fsdp": True, "fsdp_config": {}, "accelerator_config": {"use_configured_state": True}}
+    if engine.startswith("zero"):
+        return {"deepspeed": deepspeed_config(int(engine[4]), offload=engine.endswith("-offload"))}
+    return {"ddp_backend": "gloo"}
+
+
+def deepspeed_config(stage: int, offload: bool) -> dict:
+    """ZeRO; without offloading, with torch's optimizer: DeepSpeed's own for CPUs is compiled for a minute."""
     import deepspeed.ops
 
     # Compiled at the first collective operation otherwise.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    to_cpu = {"device": "cpu", "pin_memory": False}
     return {
         "zero_optimization": {
             "stage": stage,
             "stage3_gather_16bit_weights_on_model_save": True,
             # Every weight is partitioned: small ones would otherwise stay whole, and a tiny model has no others.
             "stage3_param_persistence_threshold": 0,
+            **({"offload_optimizer": to_cpu, "offload_param": to_cpu} if offload else {}),
         },
-        "zero_force_ds_cpu_optimizer": False,
+        "zero_force_ds_cpu_optimizer": offload,
         "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": "auto"},
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
 
 
-def teacher_parameters(done) -> list:
-    engine = getattr(done, "_teacher_engine", None)
-    return [] if engine is None else list(engine.parameters())
+def engine_in_use(done) -> str:
+    if isinstance(done.model_wrapped, FSDPModule):
+        return "FSDPModule"
+    return type(getattr(done.model_wrapped, "_orig_mod", done.model_wrapped)).__name__
 
 
-def main(method: str, output_dir: str, batch_size: int, stage: int) -> None:
+def is_sharded(model) -> bool:
+    return all(hasattr(parameter, "ds_tensor") or isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def optimizer_in_use(done) -> str:
+    optimizer = done.optimizer
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return type(optimizer).__name__
+
+
+class Watch(TrainerCallback):
+    """What can be seen during training alone: whether the teacher is sharded, and how often a layer is run in it."""
+
+    def __init__(self, done):
+        self.done = done
+        self.teacher_sharded = False
+        self.layer_calls = 0
+        if not done.args.torch_compile:
+            layer = backbone(done.model).layers[0].mlp
+            layer.register_forward_pre_hook(self._count)
+
+    def _count(self, layer, inputs) -> None:
+        self.layer_calls += layer.training
+
+    def on_step_end(self, args, state, control, **kwargs):
+        teacher = getattr(self.done, "_resident_teacher", None)
+        # Its last unit stays whole between two steps.
+        self.teacher_sharded |= teacher is not None and is_sharded(backbone(teacher).layers)
+
+
+def main(method: str, output_dir: str, batch_size: int, engine: str, options: dict) -> None:
     """Trains, and writes losses, weights and the number of processes next to the run."""
-    trainer_class, config_class, options = METHODS[method]
-    options = {"per_device_train_batch_size": batch_size, "learning_rate": 1e-3, **options}
-    options |= {"deepspeed": deepspeed_config(stage)} if stage else {"ddp_backend": "gloo"}
+    quantized, lora = method.endswith(QLORA), method.endswith((LORA, QLORA))
+    method = method.removesuffix(QLORA).removesuffix(LORA)
+    trainer_class, config_class, own_options = METHODS[method]
+    options = {"per_device_train_batch_size": batch_size, "learning_rate": 1e-3, **own_options, **options}
+    engine_own = engine_options(engine)
+    if "fsdp_config" in options:
+        engine_own["fsdp_config"] = options.pop("fsdp_config")
     extra = {}
+    if lora:
+        # Large enough steps for the losses of an adapter to tell the runs apart.
+        options["learning_rate"] = 1e-2
+        extra["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
     if method.startswith("dad-dagger"):
-        data, teacher = Dataset.from_list([{"text": text} for text in TEXT]), Path(output_dir) / "teacher"
+        data = Dataset.from_list([{"text": text} for text in TEXT])
         # By name: under ZeRO-3 it is then loaded in slices, or must not be.
-        tiny_model(seed=7).save_pretrained(teacher)
-        extra["teacher_model"] = str(teacher)
+        extra["teacher_model"] = str(Path(output_dir, TEACHER))
     else:
         data = conversations(128 if method == "bash-vllm" else 16)
-    model = tiny_model("mistral", head_dim=32) if method == "bash-vllm" else tiny_model()
-    done = trainer(trainer_class, config(config_class, output_dir, **options), data, model, **extra)
-    done.train()
+    if quantized:
+        # FSDP2 shards what has a floating type; there is nothing but its bits in it.
+        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": torch.float32}
+        model = AutoModelForCausalLM.from_pretrained(
+            Path(output_dir, BASE), dtype=torch.float32, quantization_config=BitsAndBytesConfig(**nf4)
+        )
+    else:
+        # By name where an adapter is to be served over it.
+        model = str(Path(output_dir, BASE)) if method == "bash-vllm" else base_model(method)
+    done = trainer(trainer_class, config(config_class, output_dir, **options, **engine_own), data, model, **extra)
+    watch = Watch(done)
+    done.add_callback(watch)
+    done.train(resume_from_checkpoint=done.args.resume_from_checkpoint)
+    # With FSDP2's root whole, as it is after a rollout.
+    in_forward(done.model, lambda: None)
+    fingerprint = weights_fingerprint(done.model)
     done.save_model(str(Path(output_dir) / "model"))
     if done.is_world_process_zero():
         record = {
             "world_size": done.accelerator.num_processes,
-            "engine": type(done.model_wrapped).__name__,
-            "sharded": any(hasattr(p, "ds_tensor") for p in done.model.parameters()),
-            "teacher_sharded": any(hasattr(p, "ds_tensor") for p in teacher_parameters(done)),
+            "engine": engine_in_use(done),
+            "sharded": is_sharded(done.model),
+            "teacher_sharded": watch.teacher_sharded,
+            "compiled_graphs": counters["stats"]["unique_graphs"],
+            "optimizer": optimizer_in_use(done),
+            "fingerprint": fingerprint,
             "losses": logged(done, "loss"),
+            "layer_calls": watch.layer_calls,
         }
         (Path(output_dir) / "record.json").write_text(json.dumps(record))
 
 
 if __name__ == "__main__":
-    # The launcher's processes have one name: one of them makes the teacher's folder, the other finds it.
     torch.manual_seed(0)
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5]))

@@ -18,14 +18,15 @@ DEFAULTS = {
     "use_cpu": True,
     "bf16": False,
     "disable_tqdm": True,
-    "num_rollouts_to_print": 0,
     "max_length": 128,
 }
+# Tiny random models never stop.
+OWN_DEFAULTS = {"num_rollouts_to_print": 0, "max_degenerate_rate": 1.0}
 
 
 def config(config_class, output_dir, **options):
     """A config for a quiet run in `output_dir`."""
-    return config_class(output_dir=str(output_dir), **{**DEFAULTS, **options})
+    return config_class(output_dir=str(output_dir), **{**DEFAULTS, **OWN_DEFAULTS, **options})
 
 
 def trainer(trainer_class, args, train_dataset, model=None, **options):

@@ -62,9 +62,7 @@ def test_beta_0_is_sft_to_the_bit(tmp_path):
 def plain_sft_config(output_dir, **options) -> SFTConfig:
     from .runs import DEFAULTS
 
-    return SFTConfig(
-        output_dir=str(output_dir), **{k: v for k, v in DEFAULTS.items() if k != "num_rollouts_to_print"}, **options
-    )
+    return SFTConfig(output_dir=str(output_dir), **DEFAULTS, **options)
 
 
 def test_the_sft_phase_is_sft_to_the_bit(tmp_path):

@@ -409,7 +409,7 @@ def test_plain_fine_tuning_is_trls_sft_on_the_trajectories(tmp_path):
     rows = Dataset.from_list(
         [{"input_ids": row, "labels": [-100] * H + row[H:]} for row in cut()],
     )
-    settings = {k: v for k, v in DEFAULTS.items() if k != "num_rollouts_to_print"}
+    settings = dict(DEFAULTS)
     settings |= {"learning_rate": LR, "per_device_train_batch_size": 64, "lr_scheduler_type": "constant"}
     args = SFTConfig(str(tmp_path / "b"), **settings, num_train_epochs=3)
     sft = SFTTrainer(model=tiny_model(), args=args, train_dataset=rows, processing_class=byte_tokenizer())

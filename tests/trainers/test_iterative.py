@@ -324,7 +324,7 @@ def test_an_interrupted_rollout_phase_keeps_its_shards(tmp_path, monkeypatch):
 
 def test_a_resumed_run_with_other_settings_is_refused_by_name(tmp_path):
     bash(tmp_path, save_strategy="steps", save_steps=1)
-    with pytest.raises(RolloutStoreError, match=r"`beta` was 0.5 and is now 0.7"):
+    with pytest.raises(ValueError, match=r"made by another run: `beta` was 0.5 and is now 0.7"):
         bash(tmp_path, beta=0.7, resume=str(tmp_path / "checkpoint-4"))
 
 
@@ -337,10 +337,17 @@ def test_a_resumed_run_without_its_rollouts_is_refused(tmp_path):
 
 
 def test_rollouts_of_a_lost_timeline_are_set_aside(tmp_path, caplog):
-    """Resumed from before the rollouts, with weights that come out differently (here: clipped otherwise)."""
+    """Resumed from before the rollouts, with weights that come out differently (here: nudged on the way)."""
     bash(tmp_path, save_strategy="steps", save_steps=1)
+
+    class Nudge(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                next(model.parameters()).data.add_(1e-3)
+
+    args = config(BASHConfig, tmp_path, beta=0.5, save_strategy="steps", save_steps=1)
     with caplog.at_level(logging.WARNING):
-        bash(tmp_path, save_strategy="steps", save_steps=1, resume=str(tmp_path / "checkpoint-1"), max_grad_norm=0.1)
+        trainer(BASHTrainer, args, conversations(12), callbacks=[Nudge()]).train(str(tmp_path / "checkpoint-1"))
     assert (tmp_path / "rollouts" / "iteration-1.superseded-1" / "manifest.json").is_file()
     assert "made by another policy" in caplog.text
 
@@ -383,7 +390,7 @@ def test_a_folder_is_written_over_when_told_to(tmp_path):
 
 
 def test_trls_own_config_is_accepted(tmp_path):
-    options = {k: v for k, v in DEFAULTS.items() if k != "num_rollouts_to_print"}
+    options = dict(DEFAULTS)
     args = SFTConfig(output_dir=str(tmp_path), num_train_epochs=2, **options)
     done = trainer(BASHTrainer, args, conversations(8))
     done.train()
@@ -496,7 +503,7 @@ def test_prompt_learning_adapters_are_refused(tmp_path):
 
 def test_the_callers_objects_are_not_changed(tmp_path):
     dataset, columns = conversations(8), ["prompt", "completion"]
-    args = SFTConfig(output_dir=str(tmp_path), **{k: v for k, v in DEFAULTS.items() if k != "num_rollouts_to_print"})
+    args = SFTConfig(output_dir=str(tmp_path), **DEFAULTS)
     before = args.to_dict()
     trainer(BASHTrainer, args, dataset).train()
     assert args.to_dict() == before

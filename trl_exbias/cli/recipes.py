@@ -1,12 +1,16 @@
-"""`exbias recipes list|show|copy`: the shipped recipes."""
+"""`exbias recipes list|show|copy`: the shipped recipes, and the configurations of `accelerate` that go with them."""
 
 import shutil
 import sys
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
+
+from .keys import CONFIG_CLASSES
 
 
 _USAGE = "usage: exbias recipes list | show NAME | copy NAME [TO]"
+_ACCELERATE = "accelerate"
 
 
 def recipes_folder() -> Path:
@@ -23,12 +27,26 @@ def recipe_path(name: str) -> Path:
     """
     path = recipes_folder() / (name if name.endswith(".yaml") else f"{name}.yaml")
     if not path.is_file():
-        raise ValueError(f"There is no recipe {name!r}. There are: {', '.join(names())}.")
+        raise ValueError(f"There is no recipe {name!r}. There are: {', '.join(_all_names())}.")
     return path
 
 
 def names() -> list[str]:
-    """Names of all recipes, sorted."""
+    """Names of the recipes of `exbias`'s own training commands, sorted."""
+    return [name for name in _all_names() if name.split("/")[0] in CONFIG_CLASSES]
+
+
+def accelerate_configs() -> dict[str, Path]:
+    """Files that `--accelerate_config` knows by name: those of `recipes/accelerate`, and what only TRL ships."""
+    spec = find_spec("trl")
+    trls = Path(spec.submodule_search_locations[0], "accelerate_configs") if spec else Path()
+    ours = recipes_folder() / _ACCELERATE
+    # Ours last: they win.
+    files = {path.stem: path for folder in (trls, ours) for path in folder.glob("*.yaml")}
+    return dict(sorted(files.items()))
+
+
+def _all_names() -> list[str]:
     folder = recipes_folder()
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
@@ -37,9 +55,7 @@ def run(argv: list[str]) -> int:
     """The command."""
     match argv:
         case ["list"]:
-            for name in names():
-                first_line = recipe_path(name).read_text().splitlines()[0].lstrip("# ")
-                print(f"{name:<40} {first_line}")
+            _list()
         case ["show", name]:
             return _with_recipe(name, lambda path: print(path.read_text(), end=""))
         case ["copy", name, *to] if len(to) <= 1:
@@ -52,6 +68,22 @@ def run(argv: list[str]) -> int:
             print(_USAGE, file=sys.stderr)
             return 2
     return 0
+
+
+def _list() -> None:
+    """A line for each file: its name and the first line of its text."""
+    ours = names()
+    configs = [name for name in _all_names() if name.split("/")[0] == _ACCELERATE]
+    others = [name for name in _all_names() if name not in ours and name not in configs]
+    for heading, group in (
+        ("Recipes, for exbias METHOD --config", ours),
+        ("Recipes for TRL's own commands, from a model of ours", others),
+        ("Machines, for --accelerate_config NAME", configs),
+    ):
+        print(f"{heading}:")
+        for name in group:
+            first_line = recipe_path(name).read_text().splitlines()[0].lstrip("# ")
+            print(f"  {name:<48} {first_line}")
 
 
 def _with_recipe(name: str, act) -> int:

@@ -1,14 +1,17 @@
 """What the training commands share: launching, as `trl sft` does, and the script that is launched."""
 
 import contextlib
+import difflib
 import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from .keys import CONFIG_CLASSES
 from .recipe import RecipeError, check_keys, exit_with, parse
+from .recipes import accelerate_configs
 
 
 _MODULES = {
@@ -22,21 +25,19 @@ def launch(command: str, argv: list[str]) -> int:
     """`exbias <command> …`: checks the keys, then hands over to `accelerate launch -m trl_exbias.cli.<command> …`."""
     try:
         launch_args = check_keys(command, argv)
+        accelerate_args = _resolve_accelerate_config(launch_args)
     except RecipeError as error:
         return exit_with(error)
     if "--help" in argv or "-h" in argv:
         return script(command, ["--help"])
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command_parser
+
+    from .launcher import run_launcher
 
     script_args = _without(argv, launch_args)
-    launch_args = _resolve_accelerate_config(launch_args)
-    arguments = launch_command_parser().parse_args([*launch_args, "-m", _module(command), *script_args])
+    arguments = launch_command_parser().parse_args([*accelerate_args, "-m", _module(command), *script_args])
     _use_all_cores(arguments.num_processes or 1)
-    try:
-        launch_command(arguments)
-    except SystemExit as stop:  # the launcher's way of passing a failure on
-        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
-    return 0
+    return run_launcher(arguments)
 
 
 def _module(command: str) -> str:
@@ -64,7 +65,7 @@ def script(command: str, argv: list[str]) -> int:
 
         arguments = parse((DataArguments, config_class, ModelConfig, DatasetMixtureConfig), argv)
         _train(trainer_class, *arguments)
-    except (RecipeError, ValueError, TypeError) as error:
+    except (RecipeError, ValueError, TypeError, RuntimeError) as error:
         if _is_users(error):
             return exit_with(error)
         raise
@@ -117,6 +118,8 @@ def _resume_from(value: str | None) -> str | bool | None:
 
 def _is_users(error: Exception) -> bool:
     """Whether our own checks raised it: what goes wrong inside a library is shown with its traceback."""
+    if isinstance(error, RuntimeError):
+        return type(error).__module__ == "trl_exbias.trainers.run_stopped"
     traceback = error.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next
@@ -135,10 +138,28 @@ def _without(argv: list[str], taken: list[str]) -> list[str]:
 
 
 def _resolve_accelerate_config(launch_args: list[str]) -> list[str]:
-    """`--accelerate_config NAME` stands for `--config_file` with a path, or with one of the files that TRL ships."""
-    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+    """
+    `--accelerate_config NAME` stands for `--config_file`: a file of `recipes/accelerate`, one that TRL ships, or a path.
 
-    return resolve_accelerate_config_argument(launch_args)
+    Raises:
+        RecipeError: if it is none of them; the message lists the names.
+    """
+    launch_args = [part for argument in launch_args for part in _split_flag(argument, "--accelerate_config")]
+    if "--accelerate_config" not in launch_args:
+        return launch_args
+    place = launch_args.index("--accelerate_config")
+    name, *rest = launch_args[place + 1 :] or [""]
+    files = accelerate_configs()
+    path = files.get(name, Path(name))
+    if not path.is_file():
+        problem = f"`{name}` is neither a file nor one of {', '.join(files)}." if name else "needs a name or a file."
+        nearest = difflib.get_close_matches(name, files, n=1)
+        raise RecipeError("--accelerate_config", [problem + (f" Did you mean `{nearest[0]}`?" if nearest else "")])
+    return ["--config_file", str(path), *launch_args[:place], *rest]
+
+
+def _split_flag(argument: str, flag: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith(f"{flag}=") else [argument]
 
 
 def main(command: str) -> None:

@@ -1,8 +1,8 @@
 """Keeps the processes of a sharded model together: each runs the same modules in the same order, whatever its own rows ask for.
 
-A forward of a model that is partitioned over processes (ZeRO-3) is a collective operation: a process that runs one more than the
-others waits for them for ever. Rollouts ask for different numbers of forwards on each. So before each forward the processes
-agree on whose turn it is, and those with nothing to do run it on a single token.
+A forward of a model that is sharded over processes (ZeRO-3, FSDP2) is a collective operation: a process that runs one more
+than the others waits for them for ever. Rollouts ask for different numbers of forwards on each. So before each forward the
+processes agree on whose turn it is, and those with nothing to do run it on a single token.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..modeling import LMHead, backbone, inference, model_device
+from ..modeling import LMHead, backbone, base_causal_lm, inference, model_device
+from ..sharding import in_forward, is_sharded, reshard
 
 
 @contextlib.contextmanager
@@ -22,22 +22,25 @@ def lockstep(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     Within the block, forwards of the backbone and of the LM head may be as many as each process likes. Every process must
     enter and leave it. Does nothing where the model is whole on each process.
     """
-    if accelerator.num_processes == 1 or not is_deepspeed_zero3_enabled():
+    if accelerator.num_processes == 1 or not is_sharded(model):
         yield
         return
     turns = _Turns(model, accelerator)
+    # All at once: FSDP2 gathers the root's weights in front of any module's, and for the whole block.
+    in_forward(model, lambda: None)
     hooks = [
-        # In front of DeepSpeed's own hook, which gathers the module's weights.
+        # In front of the hooks of DeepSpeed or FSDP2, which gather the module's weights.
         module.register_forward_pre_hook(turns.waiter(turn), prepend=True)
         for turn, module in enumerate(turns.modules)
     ]
     try:
         yield
         with inference(model), accelerator.autocast():
-            turns.follow_until_all_are_done()
+            in_forward(model, turns.follow_until_all_are_done)
     finally:
         for hook in hooks:
             hook.remove()
+        reshard(model)
 
 
 class _Turns:
@@ -47,7 +50,7 @@ class _Turns:
         head = LMHead(model).projection
         self.modules = (backbone(model), head)
         self.hidden_size = head.in_features
-        self.dtype = accelerator.unwrap_model(model).dtype
+        self.dtype = base_causal_lm(model).dtype
         self._following = False
 
     def waiter(self, turn: int):

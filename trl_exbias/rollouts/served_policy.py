@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..modeling import base_causal_lm
+from ..sharding import full_state
 
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
             f"vLLM cannot serve this policy: its base is quantized ({quantized}), and {reason or 'it has no adapter'}. Set "
             "`rollout_engine='transformers'`."
         )
-    # Whole on the main process alone, in its CPU memory; the others take part in the gathering.
-    state = accelerator.get_state_dict(wrapped)
+    state = full_state(model, wrapped, accelerator, trainable_only=as_adapter)
     if accelerator.is_main_process:
         if as_adapter:
             model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

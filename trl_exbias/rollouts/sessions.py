@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from ..modeling import attention_mask_4d, backbone, base_causal_lm, model_device
+from ..modeling import attention_mask_4d, base_causal_lm, model_device, read_backbone
 from .batching import token_batches
 from .cache import RaggedCache
 
@@ -97,7 +97,7 @@ def read(model: nn.Module, **inputs):
     """The backbone's output for `inputs`, moved to where the model begins."""
     device = model_device(model)
     moved = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
-    return backbone(model)(**moved)
+    return read_backbone(model, **moved)
 
 
 def read_along(

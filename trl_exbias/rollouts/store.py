@@ -20,6 +20,8 @@ from ..branches import Branch
 
 
 MANIFEST = "manifest.json"
+#: Names of the shards.
+SHARDS = "shard-*.parquet"
 _STATS_KEY = b"trl_exbias_stats"
 _HEADER_KEY = b"trl_exbias_header"
 _SCHEMA = pa.schema(

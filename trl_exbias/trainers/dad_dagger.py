@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 
 from ..branches import GOLD, Branch, lay_out
@@ -25,12 +24,12 @@ from ..data import Example
 from ..distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
 from ..joint_dataset import JointDataset
 from ..losses import LossTerm, kind_factors, sum_by_kind
-from ..modeling import LMHead, backbone
+from ..modeling import LMHead, backbone, read_backbone
 from ..rollouts import RolloutEngine, SamplingOptions
+from ..sharding import gathered, loaded_whole, shard_for_inference
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..trainable import freeze_all_but
 from ..trajectories import cut_documents, cut_responses
-from ..zero3 import gathered, unpartitioned
 from .dad_dagger_config import DaDDaggerConfig
 from .iterative import IterativeSFTTrainer
 from .soft_label_phase import SoftLabelPhase
@@ -230,11 +229,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     def _set_up_teacher(self) -> None:
         self.teacher.device = self.accelerator.device
-        if self.is_deepspeed_enabled and self.args.cache_teacher:
+        if self.args.cache_teacher:
             # Each process scores branches of its own, at its own pace: the teacher is whole for so long.
-            self.teacher.loading = partial(unpartitioned, self.args)
-        elif self.is_deepspeed_enabled:
-            self.teacher.prepare = self._partition
+            self.teacher.loading = partial(loaded_whole, self.args)
+        else:
+            self.teacher.prepare = self._shard_teacher
         teacher_size = self.teacher.config.get_text_config().vocab_size
         self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
         top_k = self.args.teacher_top_k
@@ -251,10 +250,9 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
                 "it into `modules_to_save`)."
             )
 
-    def _partition(self, model: PreTrainedModel) -> torch.nn.Module:
-        # Kept: the engine takes its hooks off the model when it goes.
-        self._teacher_engine = prepare_deepspeed(model, self.accelerator)
-        return self._teacher_engine.module
+    def _shard_teacher(self, model: PreTrainedModel) -> torch.nn.Module:
+        model, self._teacher_engine = shard_for_inference(model, self.accelerator)
+        return model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         with contextlib.ExitStack() as stack:
@@ -292,7 +290,8 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         )
         scores = DistillationScores(*fields)
         losses = torch.zeros(labels.shape, device=scores.nll.device)
-        losses[scored] = alpha * scores.nll + (1 - alpha) * scores.cross_entropy
+        # FSDP2 casts what leaves the forward to the mixed precision's type.
+        losses[scored] = (alpha * scores.nll + (1 - alpha) * scores.cross_entropy).float()
         sums = {
             "entropy": scores.entropy.sum(),
             "mean_token_accuracy": scores.is_top1.sum(),
@@ -308,7 +307,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         # The redirection steps around the forward that accelerate wrapped for mixed precision.
         with self.accelerator.autocast():
             hidden = backbone(self.model)(**inputs, use_cache=False).last_hidden_state
-            with gathered(head, self.teacher.head):
+            with gathered(head.projection, self.teacher.head.projection):
                 scores = distillation_scores(
                     hidden[scored], head, labels, target, hard_weights, soft_weights, self.args.kd_temperature
                 )
@@ -319,7 +318,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         if stored is None:
             with torch.no_grad():
                 teacher = self._resident_teacher
-                hidden = backbone(teacher)(**lay_out(inputs, teacher), use_cache=False).last_hidden_state
+                hidden = read_backbone(teacher, **lay_out(inputs, teacher), use_cache=False).last_hidden_state
             return DenseTarget(hidden[scored.to(hidden.device)], self.teacher.head, self.shared_vocab)
         if "hidden" in stored:
             hidden = stored["hidden"].to(self.teacher.head.projection.weight.device)

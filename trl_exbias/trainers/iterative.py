@@ -13,13 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
-from ..branches import GOLD, Branch, BranchCollator, check_shared_context, lay_out
+from ..branches import GOLD, ROW, Branch, BranchCollator, check_shared_context, lay_out
 from ..data import (
     CONTEXT_LENGTH,
     Example,
@@ -39,10 +42,14 @@ from ..modeling import attention_window, base_causal_lm
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
 from ..rollouts.lockstep import lockstep
 from ..rollouts.vllm import check_vllm
+from .checkpoints import checkpoint_to_resume, save_whole, whole_problem
+from .finite import check_loss, check_weights
 from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint_sums import JointSums
 from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
+from .preemption import Preemption
+from .processes import Processes
 from .rollout_phase import RolloutPhase, RolloutStats
 from .run_directory import RunRecorder, check_output_dir
 from .schedule import restarting_schedule
@@ -153,6 +160,7 @@ class IterativeSFTTrainer(SFTTrainer):
         )
         self.rollout_stats = RolloutStats()
         self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset)
+        self.train_dataset = self.train_dataset.add_column(ROW, np.arange(len(self.train_dataset)))
         report_cut_responses(self.response_lengths, args.max_length)
         self.plan: RunPlan | None = None
         self._iteration = 0
@@ -239,7 +247,7 @@ class IterativeSFTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for column in (CONTEXT_LENGTH, "branches", "soft_labels"):
+        for column in (CONTEXT_LENGTH, ROW, "branches", "soft_labels"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
@@ -292,20 +300,39 @@ class IterativeSFTTrainer(SFTTrainer):
         """
         Runs the whole plan; see [`~transformers.Trainer.train`].
 
+        `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole, or begins where there is none.
+
         Raises:
-            ValueError: if `output_dir` holds another run and neither resuming nor overwriting was asked for.
+            ValueError: if `output_dir` holds another run and neither resuming nor overwriting was asked for, or the
+                checkpoint to resume from is not whole or another run's.
+            RunStoppedError: the run cannot go on; what it has computed is kept, and the message says how to go on.
+            PreemptedError: after SIGTERM, with everything saved (an exit status of 85).
         """
-        if self.is_world_process_zero():
+        self.processes = Processes(self.accelerator, Path(self.args.output_dir))
+        if not (self.processes.share_files or self.args.save_on_each_node or self.args.save_strategy == "no"):
+            raise ValueError(
+                f"The nodes do not share `output_dir={self.args.output_dir}`: set `save_on_each_node=True`, or choose a folder "
+                "on a shared file system."
+            )
+        if self.processes.writes_files:
             check_output_dir(self.args.output_dir, bool(resume_from_checkpoint), self.args.overwrite_output_dir)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         self.data_fingerprint = rows_fingerprint(self.train_dataset)
+        resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         recorder = RunRecorder({"method": self._name, "data": self.data_fingerprint, "rows": len(self.train_dataset)})
-        self.add_callback(recorder)
+        self.preemption = Preemption(self)
         self._iteration = -1
+        for callback in (recorder, self.preemption):
+            self.add_callback(callback)
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with self.preemption:
+                result = super().train(resume_from_checkpoint, *args, **kwargs)
+                if self.preemption.leaving:
+                    self.preemption.leave(f"step {self.state.global_step} is saved in {self.args.output_dir}")
+                return result
         finally:
-            self.remove_callback(recorder)
+            for callback in (recorder, self.preemption):
+                self.remove_callback(callback)
 
     def _run_epoch(self, *, model, epoch, train_dataloader, trial, **kwargs):
         if epoch >= len(self.plan.epochs):  # left out when an iteration ended early
@@ -368,10 +395,34 @@ class IterativeSFTTrainer(SFTTrainer):
         # A rollout cannot be made again by a policy that has moved on: a run that saves at all saves here too, so that
         # one killed during the phase comes back to it with these very weights.
         step = self.state.global_step
-        wanted = self.args.save_strategy != "no" and not self.args.save_only_model and step > 0
-        if wanted and not Path(self._get_output_dir(trial), f"checkpoint-{step}").is_dir():
+        if self.args.save_strategy != "no" and not self.args.save_only_model and step > 0:
+            self._save_unless_saved(model, trial)
+
+    def leave_between_steps(self, kept: str) -> None:
+        """Ends a run that was told to go while it rolls out or labels: what is done is on disk, and now its policy is."""
+        if self.state.global_step > 0:
+            self._save_unless_saved(self.model_wrapped, None)
+        self.preemption.leave(kept)
+
+    def _save_unless_saved(self, model, trial) -> None:
+        """Saves a checkpoint between two steps, where this step has none."""
+        # All or none: a process that looks a moment later must not come to another conclusion.
+        if self.processes.any(whole_problem(self._checkpoint_folder(trial)) is not None):
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _checkpoint_folder(self, trial) -> Path:
+        return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+
+    def _save_checkpoint(self, model, trial):
+        check_weights(self.model, self.state.global_step)
+        save_whole(self, self._checkpoint_folder(trial), partial(super()._save_checkpoint, model, trial))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As [`~transformers.Trainer.save_model`], without the pickled arguments, which may hold a token: see `run.json`."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _joint_dataloader(self) -> DataLoader:
         # One prepared loader at a time: accelerate keeps a reference to each, and would save all their states.
@@ -415,11 +466,16 @@ class IterativeSFTTrainer(SFTTrainer):
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        check_loss(loss, inputs.get(ROW), self.state.global_step)
+        return loss
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != ROW}
         if "branch_kinds" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert not return_outputs, "joint batches are for training only"
-        inputs = dict(inputs)
         kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
         num_tokens = inputs.pop("num_tokens")
         label_counts = count_labels(kinds, len(self.kinds))

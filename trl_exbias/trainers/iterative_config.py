@@ -110,6 +110,13 @@ class IterativeSFTConfig(SFTConfig):
     top_k: int = field(default=0, metadata={"help": "Most probable tokens that rollouts are drawn from; 0 is all."})
     sft_weight: float = field(default=1.0, metadata={"help": "Weight of the gold response's loss in joint training."})
     rollout_weight: float = field(default=1.0, metadata={"help": "Weight of the rollouts' loss in joint training."})
+    max_degenerate_rate: float = field(
+        default=0.95,
+        metadata={
+            "help": "Share of a phase's sampled responses that may be empty, cut off at `max_new_tokens`, or one token over "
+            "and over, before the run stops; from 0.3 on it warns. 1 never stops."
+        },
+    )
     restart_lr_schedule: bool = field(
         default=False,
         metadata={
@@ -177,6 +184,7 @@ class IterativeSFTConfig(SFTConfig):
                 ("temperature", _number(self.temperature) >= 0, "0 (greedy) or more"),
                 ("top_p", 0 < _number(self.top_p) <= 1, "in (0, 1]"),
                 ("top_k", _number(self.top_k) >= 0, "0 (off) or more"),
+                ("max_degenerate_rate", 0 <= _number(self.max_degenerate_rate) <= 1, "in [0, 1]"),
                 ("sft_weight", _number(self.sft_weight) >= 0, "0 or more"),
                 ("rollout_weight", _number(self.rollout_weight) >= 0, "0 or more"),
                 (
@@ -206,6 +214,8 @@ class IterativeSFTConfig(SFTConfig):
             )
         if self.label_smoothing_factor:
             found.append("`label_smoothing_factor` is not supported: it needs the full logits, which are never built.")
+        if self.enable_jit_checkpoint:
+            found.append("`enable_jit_checkpoint` is not needed: a run saves at SIGTERM by itself. Leave it off.")
         if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:
             found.append("`num_iterations=0` and `sft_epochs=0` leave nothing to train.")
         return found

@@ -1,21 +1,26 @@
 """One rollout phase: which rows, in which shards, by which process, onto disk; or finding that it was done before."""
 
+import contextlib
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data import Example
 from ..fingerprint import weights_fingerprint
 from ..rollouts.noise import derive_seed
-from ..rollouts.store import RolloutStore
+from ..rollouts.store import SHARDS, RolloutStore
+from ..rollouts.watched import WatchedEngine
+from .degenerate import check_rollouts
+from .processes import longest_first
 from .run_directory import ROLLOUTS
+from .run_stopped import NotWrittenError
 from .sample_table import print_rollouts
 from .vllm_phase import engine_processes
 
@@ -29,6 +34,7 @@ logger = logging.getLogger(__name__)
 _MAX_SHARD_ROWS = 512
 _MIN_SHARD_ROWS = 64
 _SHARDS_WANTED = 32
+_SHARDS_A_PROCESS = 4
 
 
 class RolloutPhase:
@@ -58,31 +64,46 @@ class RolloutPhase:
 
     def run(self, policy_step: int) -> Dataset:
         """Rolls out what is not on disk yet, reports on the phase, and returns all its branches."""
-        started, process = time.perf_counter(), self.trainer.accelerator
+        started, processes = time.perf_counter(), self.trainer.processes
         header = self._header(policy_step, weights_fingerprint(self.trainer.model))
-        shards = self._shards()
-        if process.is_main_process:
-            self._set_aside_if_policy_differs(header)
-            self.store.begin(header, len(shards))
-        process.wait_for_everyone()
+        shared = processes.share_files
+        writes_manifest = processes.writes_files
+        with self._reporting_failed_writes():
+            if writes_manifest:
+                self._set_aside_if_policy_differs(header)
+            processes.wait()
+            shards = self._shards()
+            if writes_manifest:
+                self.store.begin(header, len(shards))
+            processes.wait()
+            if not shared:
+                processes.hand_over(self.store.folder, SHARDS)
         tokens = 0
-        if not self.store.is_complete:
-            missing = set(self.store.missing_shards())
-            tokens = self._roll_out([(i, shards[i]) for i in self._mine(len(shards)) if i in missing])
-            process.wait_for_everyone()
-            if process.is_main_process:
-                self.store.finish()
-            process.wait_for_everyone()
+        if processes.any(not self.store.is_complete):
+            missing = self.store.missing_shards()
+            processes.wait()  # before anyone adds one: the share of each follows from this list
+            mine = missing if processes.count == 1 else [missing[i] for i in self._mine([shards[i] for i in missing])]
+            tokens = self._roll_out([(i, shards[i]) for i in mine])
+            processes.wait()
+            if not shared:
+                processes.hand_over(self.store.folder, SHARDS)
+            if self.trainer.preemption.agreed():
+                self.trainer.leave_between_steps(f"the finished rollouts of iteration {self.iteration} are kept")
+            with self._reporting_failed_writes():
+                if writes_manifest:
+                    self.store.finish()
+            processes.wait()
         rollouts = self.store.read()
         self._report(rollouts, tokens, time.perf_counter() - started)
         return rollouts
 
-    def _mine(self, num_shards: int) -> range:
-        """The shards of this process: none where its device serves another one's engine."""
-        process, share = self.trainer.accelerator, engine_processes(self.trainer.args)
-        if process.process_index % share:
-            return range(0)
-        return range(process.process_index // share, num_shards, process.num_processes // share)
+    def _mine(self, shards: list[list[int]]) -> list[int]:
+        """Which of some shards are this process's: none where its device serves another one's engine."""
+        processes, share = self.trainer.processes, engine_processes(self.trainer.args)
+        if processes.index % share:
+            return []
+        costs = [float(self.trainer.sequence_lengths[shard].sum()) for shard in shards]
+        return longest_first(costs, processes.count // share)[processes.index // share]
 
     def load(self, policy_step: int) -> Dataset:
         """
@@ -113,6 +134,9 @@ class RolloutPhase:
         lengths = self.trainer.sequence_lengths
         rows.sort(key=lambda row: (-lengths[row], row))
         size = min(_MAX_SHARD_ROWS, max(_MIN_SHARD_ROWS, -(-len(rows) // _SHARDS_WANTED)))
+        if self.trainer.processes.count > 1:
+            # Several for each process, or some would have nothing to do.
+            size = min(size, max(1, len(rows) // (_SHARDS_A_PROCESS * self.trainer.processes.count)))
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _set_aside_if_policy_differs(self, header: dict[str, Any]) -> None:
@@ -135,7 +159,10 @@ class RolloutPhase:
         options = trainer.sampling_options(self.seed)
         progress = _Progress(self, sum(len(rows) for _, rows in shards))
         with progress, trainer.make_engine(progress.update) as engine:
+            engine = WatchedEngine(engine, trainer.rollout_stats.add)
             for index, rows in shards:
+                if trainer.preemption.asked:
+                    break
                 examples = [Example.from_row(row, data[row]) for row in rows]
                 trainer.rollout_stats.clear()
                 branches = trainer.build_branches(examples, engine, options)
@@ -145,17 +172,27 @@ class RolloutPhase:
                         f"{len(branches)} for {len(examples)}."
                     )
                 rollouts = {example.id: own for example, own in zip(examples, branches, strict=True)}
-                self.store.write_shard(index, rollouts, trainer.rollout_stats.as_dict())
+                with self._reporting_failed_writes():
+                    self.store.write_shard(index, rollouts, trainer.rollout_stats.as_dict())
                 progress.shard_done(len(rows))
         return progress.tokens
+
+    @contextlib.contextmanager
+    def _reporting_failed_writes(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            kept = "The rollouts made before are kept, and so is the policy's checkpoint."
+            raise NotWrittenError(self.store.folder, error, kept) from error
 
     def _report(self, rollouts: Dataset, tokens: int, seconds: float) -> None:
         trainer, manifest = self.trainer, self.store.manifest
         metrics = {name: total / count for name, (total, count) in manifest["stats"].items() if count}
-        tokens = int(trainer.accelerator.reduce(torch.tensor(tokens, device=trainer.accelerator.device)))
+        (tokens,) = trainer.processes.sum([tokens])
         if tokens:  # nothing where a resumed run found everything on disk
             metrics["rollout/tokens_per_second"] = tokens / seconds
         trainer.log_now({**metrics, "seconds/rollouts": seconds})
+        check_rollouts(metrics, trainer.args.max_degenerate_rate, self.store.folder)
         if trainer.args.num_rollouts_to_print and trainer.is_world_process_zero():
             print_rollouts(
                 rollouts,

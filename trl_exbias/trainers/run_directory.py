@@ -1,9 +1,11 @@
 """The run directory: what a run leaves behind besides its checkpoints, and what it refuses to write over."""
 
+import contextlib
 import json
 import platform
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..rollouts.store import write_atomically
+from .run_stopped import NotWrittenError
 
 
 RUN_FILE = "run.json"
@@ -116,10 +119,33 @@ class RunRecorder(TrainerCallback):
             "hardware": hardware(),
         }
         folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RUN_FILE, json.dumps(record, indent=2).encode())
+        with _reporting_failed_writes(folder / RUN_FILE):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / RUN_FILE, json.dumps(record, indent=2).encode())
+            _forget_steps_after(folder / METRICS_FILE, state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
-            with open(Path(args.output_dir) / METRICS_FILE, "a", encoding="utf-8") as file:
+            path = Path(args.output_dir) / METRICS_FILE
+            with _reporting_failed_writes(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, "epoch": state.epoch, **logs}) + "\n")
+
+
+@contextlib.contextmanager
+def _reporting_failed_writes(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NotWrittenError(path, error, "Rollouts and checkpoints that are there are whole.") from error
+
+
+def _forget_steps_after(path: Path, step: int) -> None:
+    """Drops what a run logged behind the step that it is resumed from: those steps come again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        # A last line without an end was being written when the run died.
+        if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    write_atomically(path, b"".join(kept))

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..branches import Branch
 from ..joint_dataset import JointDataset, labelled
-from ..soft_labels import SoftLabelCache, soft_label_key
+from ..soft_labels import SHARDS, SoftLabelCache, soft_label_key
 from ..teacher import teacher_labels
 from .run_directory import SOFT_LABELS
 
@@ -63,6 +63,8 @@ class SoftLabelPhase:
 
     def _missing(self, data: JointDataset) -> tuple[int, list[tuple[bytes, list[int], Branch]]]:
         """How many different branches there are, and those without labels, longest first."""
+        self._take_in_others()
+        self.trainer.processes.wait()  # before anyone adds some: the share of each follows from what is missing now
         seen: set[bytes] = set()
         missing = []
         for i in range(len(data)):
@@ -75,11 +77,12 @@ class SoftLabelPhase:
         return len(seen), missing
 
     def _score(self, model, missing: Sequence[tuple[bytes, list[int], Branch]]) -> None:
-        args, process = self.trainer.args, self.trainer.accelerator
-        shards = [missing[start : start + _SHARD_ROWS] for start in range(0, len(missing), _SHARD_ROWS)]
-        mine = shards[process.process_index :: process.num_processes]
+        args, processes = self.trainer.args, self.trainer.processes
+        # Longest first, and dealt out one by one: equal shares of all lengths.
+        mine = missing[processes.index :: processes.count]
+        shards = [mine[start : start + _SHARD_ROWS] for start in range(0, len(mine), _SHARD_ROWS)]
         bar = tqdm(
-            total=sum(map(len, mine)),
+            total=len(mine),
             desc="Teacher's labels",
             unit="branch",
             leave=False,
@@ -87,7 +90,9 @@ class SoftLabelPhase:
             disable=args.disable_tqdm or not self.trainer.is_local_process_zero(),
         )
         with bar:
-            for shard in mine:
+            for shard in shards:
+                if self.trainer.preemption.asked:
+                    break
                 labels = teacher_labels(
                     self.trainer.teacher,
                     model,
@@ -99,5 +104,13 @@ class SoftLabelPhase:
                     lambda rows, tokens: bar.update(rows),
                 )
                 self._cache.add({key: found for (key, _, _), found in zip(shard, labels, strict=True)})
-        process.wait_for_everyone()
+        processes.wait()
+        self._take_in_others()
+        if self.trainer.preemption.agreed():
+            self.trainer.leave_between_steps("the teacher's labels so far are kept")
+
+    def _take_in_others(self) -> None:
+        """Makes the labels that any process has this one's too."""
+        if not self.trainer.processes.share_files:
+            self.trainer.processes.hand_over(self._cache.folder, SHARDS)
         self._cache.refresh()

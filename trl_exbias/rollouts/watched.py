@@ -1,0 +1,61 @@
+"""Counts what is wrong with what an engine draws: nothing said, never ended, one token over and over."""
+
+from collections.abc import Callable, Sequence
+
+from .engine import RolloutEngine, SamplingOptions, TokenIds
+
+
+# A response this long of a single token is no accident.
+_REPEATED_TOKENS = 8
+
+EMPTY, TRUNCATED, REPEATED = "rollout/empty_rate", "rollout/truncation_rate", "rollout/repeated_rate"
+DEGENERATE = "rollout/degenerate_rate"
+
+
+class WatchedEngine:
+    """
+    A [`RolloutEngine`] that hands its calls on to another one, and counts degenerate samples.
+
+    Args:
+        engine ([`RolloutEngine`]): Does the work.
+        count (`Callable[[str, float, float], None]`): Is told a metric's numerator and denominator after each call.
+
+    Of the sequences that were free to end: `rollout/empty_rate` have no token besides the stop token,
+    `rollout/truncation_rate` met `max_new_tokens`, `rollout/repeated_rate` are one token, eight times or more;
+    `rollout/degenerate_rate` any of them.
+    """
+
+    def __init__(self, engine: RolloutEngine, count: Callable[[str, float, float], None]):
+        self.engine, self.count = engine, count
+
+    def sample(
+        self, prompts: Sequence[TokenIds], options: SamplingOptions, example_ids: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        drawn = self.engine.sample(prompts, options, example_ids)
+        stops = set(options.stop_token_ids)
+        rates = {EMPTY: 0, TRUNCATED: 0, REPEATED: 0, DEGENERATE: 0}
+        for tokens in drawn:
+            said = tokens[:-1] if tokens and tokens[-1] in stops else tokens
+            empty = not said
+            # Without stop tokens the length is the caller's: a horizon, not a response.
+            truncated = bool(stops) and not empty and said is tokens
+            repeated = len(said) >= _REPEATED_TOKENS and len(set(said)) == 1
+            for name, wrong in ((EMPTY, empty), (TRUNCATED, truncated), (REPEATED, repeated)):
+                rates[name] += wrong
+            rates[DEGENERATE] += empty or truncated or repeated
+        for name, found in rates.items():
+            self.count(name, found, len(drawn))
+        return drawn
+
+    def mix(
+        self,
+        prompts: Sequence[TokenIds],
+        references: Sequence[TokenIds],
+        masks: Sequence[Sequence[bool]],
+        options: SamplingOptions,
+        example_ids: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        return self.engine.mix(prompts, references, masks, options, example_ids)
+
+    def label(self, contexts: Sequence[TokenIds], continuations: Sequence[TokenIds]) -> list[list[int]]:
+        return self.engine.label(contexts, continuations)

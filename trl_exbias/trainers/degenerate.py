@@ -1,0 +1,37 @@
+"""Rollouts that there is nothing to learn from: a warning with their rate, and an end to the run where it is nearly all."""
+
+import logging
+from pathlib import Path
+
+from ..rollouts.watched import DEGENERATE, EMPTY, REPEATED, TRUNCATED
+from .run_stopped import DegenerateRolloutsError
+
+
+logger = logging.getLogger(__name__)
+
+#: From this share of degenerate rollouts on, there is a warning.
+WARN_FROM = 0.3
+
+
+def check_rollouts(metrics: dict[str, float], max_rate: float, folder: Path) -> None:
+    """
+    Judges a rollout phase by its metrics (see [`~trl_exbias.rollouts.watched.WatchedEngine`]).
+
+    Raises:
+        DegenerateRolloutsError: where more than `max_rate` of the sampled responses are degenerate.
+    """
+    rate = metrics.get(DEGENERATE, 0.0)
+    if rate < WARN_FROM:
+        return
+    what = (
+        f"{rate:.0%} of the rollouts in {folder} are degenerate: {metrics[EMPTY]:.0%} empty, {metrics[TRUNCATED]:.0%} cut off "
+        f"at `max_new_tokens`, {metrics[REPEATED]:.0%} one token over and over"
+    )
+    if rate <= max_rate:
+        logger.warning(f"{what}.")
+        return
+    raise DegenerateRolloutsError(
+        f"{what}; `max_degenerate_rate` is {max_rate:g}. They are kept: look at them (they are ordinary parquet files). "
+        "Is the chat template the model's own, and does it end its answers with the stop token? To train on them as they "
+        "are, go on with `max_degenerate_rate=1` and `resume_from_checkpoint=True`."
+    )

@@ -1,0 +1,41 @@
+"""A run that ends itself, to be resumed or looked at: nothing that was computed is lost."""
+
+from pathlib import Path
+
+
+#: Exit status of a run that was told to go (SIGTERM) and saved before it did: start it again with
+#: `resume_from_checkpoint`. (HTCondor's customary code for "checkpointed, resume me".)
+RESUME_EXIT_CODE = 85
+
+
+class RunStoppedError(RuntimeError):
+    """The run cannot go on as it is; the message says why, what is kept, and how to go on."""
+
+
+class NonFiniteLossError(RunStoppedError):
+    """A loss, or a weight about to be saved, was NaN or infinite."""
+
+
+class DegenerateRolloutsError(RunStoppedError):
+    """Nearly all rollouts of a phase are empty, cut off, or one token over and over."""
+
+
+class NotWrittenError(RunStoppedError):
+    """A file of the run could not be written, for want of space as a rule."""
+
+    def __init__(self, path: Path, error: Exception, kept: str):
+        super().__init__(
+            f"{path} could not be written: {error}. {kept} Make room (or mend the file system), then go on with "
+            "`resume_from_checkpoint=True`."
+        )
+
+
+class PreemptedError(SystemExit):
+    """SIGTERM came; the run has saved and ends with [`RESUME_EXIT_CODE`]."""
+
+    def __init__(self, message: str):
+        super().__init__(RESUME_EXIT_CODE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
