@@ -3,6 +3,7 @@
 `check_keys` runs before torch is imported; `parse` afterwards, on TRL's own parser, before anything is loaded.
 """
 
+import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ class RecipeError(ValueError):
     def __init__(self, source: str, problems: list[str]):
         lines = "\n".join(f"  - {problem}" for problem in problems)
         super().__init__(f"{source}: {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
+        self.problems = problems
 
 
 def read_recipe(argv: list[str]) -> tuple[str | None, dict[str, Any]]:
@@ -78,18 +80,23 @@ def parse(dataclass_types: Iterable[type], argv: list[str]) -> tuple[Any, ...]:
 
     path, recipe = read_recipe(argv)
     parser = TrlParser(dataclass_types)
-    actions = {action.dest: action for action in parser._actions}
-    problems = [
-        problem
-        for key, value in recipe.items()
-        if key in actions and (problem := _value_problem(key, value, actions[key])) is not None
-    ]
+    problems = [problem for _, problem in value_problems(parser, recipe)]
     if problems:
         raise RecipeError(path or "recipe", problems)
     try:
         return parser.parse_args_and_config(argv)
     except ValueError as error:
         raise RecipeError(path or "command line", str(error).splitlines()) from error
+
+
+def value_problems(parser: argparse.ArgumentParser, recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """Keys of a recipe whose values are of the wrong type or outside their choices, and what is wrong with each."""
+    actions = {action.dest: action for action in parser._actions}
+    return [
+        (key, problem)
+        for key, value in recipe.items()
+        if key in actions and (problem := _value_problem(key, value, actions[key])) is not None
+    ]
 
 
 def exit_with(error: Exception) -> int:

@@ -1,0 +1,267 @@
+"""The data, the tokenizer, the teacher and the output directory against each other: the trainers' own checks, without weights."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from ..correction import CorrectionTemplate
+from ..data import (
+    check_tokenizer,
+    check_train_dataset,
+    conversation,
+    conversation_prompt_ids,
+    stop_token_ids,
+    token_ids,
+)
+from ..teacher import Teacher, check_tokenizers, shared_vocab_size
+from ..trainers.run_directory import check_output_dir
+from .disk import write_problem
+from .findings import Findings
+from .hub import Hub, NotAtHand
+from .lengths import Lengths
+from .placement import Placement
+
+
+_AWAY = "is neither a folder here nor in the cache, and the hub does not answer"
+
+
+def check_output(findings: Findings, args: Any) -> None:
+    """The output directory can be written to and holds no other run."""
+    if args.output_dir is None:
+        findings.error("output", "`output_dir` is missing: where checkpoints, rollouts and the model go.")
+        return
+    resume = args.resume_from_checkpoint
+    resumes = resume.lower() != "false" if isinstance(resume, str) else bool(resume)
+    # With `overwrite_output_dir` the function below would remove what stands there.
+    if not args.overwrite_output_dir:
+        with findings.collect("output"):
+            check_output_dir(args.output_dir, resumes, overwrite=False)
+    problem = write_problem(args.output_dir)
+    if problem is not None:
+        findings.error("output", problem)
+    if resumes and isinstance(resume, str) and resume.lower() != "true" and not Path(resume).is_dir():
+        findings.error("output", f"`resume_from_checkpoint: {resume}` is no folder.")
+
+
+def read_config(
+    findings: Findings, hub: Hub, subject: str, key: str, name: str, **kwargs: Any
+) -> PretrainedConfig | None:
+    """A model's configuration; `None`, with a finding, where there is none to be had."""
+    try:
+        return hub.read(name, AutoConfig.from_pretrained, **kwargs)
+    except NotAtHand:
+        findings.warn(subject, f"`{key}: {name}` {_AWAY}: its size, its memory and its vocabulary were not checked.")
+    except ValueError as error:
+        findings.error(subject, f"`{key}: {name}` cannot be read: {error}")
+    return None
+
+
+def read_tokenizer(findings: Findings, hub: Hub, name: str, args: Any, **kwargs: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer with the chat template that the run will use; `None`, with a finding, where there is none to be had."""
+    try:
+        tokenizer = hub.read(name, AutoTokenizer.from_pretrained, **kwargs)
+    except NotAtHand:
+        findings.warn(
+            "tokenizer",
+            f"the tokenizer of `{name}` {_AWAY}: end of text, chat template and lengths in tokens were not checked.",
+        )
+        return None
+    except ValueError as error:
+        findings.error("tokenizer", f"the tokenizer of `{name}` cannot be read: {error}")
+        return None
+    template = args.chat_template_path
+    if template is not None and Path(template).is_file() and template.endswith((".jinja", ".j2")):
+        tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+    elif template is not None:
+        try:
+            tokenizer.chat_template = hub.read(template, AutoTokenizer.from_pretrained).chat_template
+        except NotAtHand:
+            findings.warn("tokenizer", f"`chat_template_path: {template}` {_AWAY}: the template was not checked.")
+            return None
+        except ValueError as error:
+            findings.error(
+                "tokenizer",
+                f"`chat_template_path: {template}` is neither a .jinja file nor a model whose template could be used: "
+                f"{error}",
+            )
+            return None
+        if tokenizer.chat_template is None:
+            findings.error("tokenizer", f"`chat_template_path: {template}` names a model without a chat template.")
+            return None
+    if args.eos_token is not None and args.eos_token in tokenizer.get_vocab():
+        tokenizer.eos_token = args.eos_token
+    return tokenizer
+
+
+def check_data(findings: Findings, rows: Dataset, args: Any, trainer_class: type) -> str | None:
+    """The first rows have a form that the method can train on; returns the form."""
+    with findings.collect("data"):
+        form = check_train_dataset(rows, args.dataset_text_field)
+        if form in trainer_class.dataset_forms:
+            return form
+        findings.error(
+            "data",
+            f"{trainer_class._name} needs data in the form {' or '.join(trainer_class.dataset_forms)}; these are of the form "
+            f"{form} (columns: {', '.join(rows.column_names)}).",
+        )
+    return None
+
+
+def check_rows_and_tokenizer(
+    findings: Findings, rows: Dataset, form: str, tokenizer: PreTrainedTokenizerBase, config: Any, args: Any
+) -> bool:
+    """The tokenizer can end a response and render the data's conversations; returns whether rows can be tokenised."""
+    before = len(findings.errors)
+    with findings.collect("tokenizer"):
+        check_tokenizer(tokenizer, args, rows, form)
+        stops = stop_token_ids(tokenizer, config, None)
+        row = rows[0]
+        if form in ("messages", "prompt-completion") and not isinstance(row.get("prompt", []), str):
+            try:
+                _check_rendering(findings, row, form, tokenizer, stops, args)
+            except TemplateError as error:
+                findings.error("tokenizer", f"the chat template does not take the data's conversations: {error}")
+        if config is not None:
+            size = config.get_text_config().vocab_size
+            if len(tokenizer) > size:
+                findings.warn(
+                    "tokenizer",
+                    f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {size}: a token beyond them would "
+                    "stop the run.",
+                )
+    return len(findings.errors) == before
+
+
+def _check_rendering(findings, row, form, tokenizer, stops, args) -> None:
+    from trl import maybe_convert_to_chatml
+
+    row = maybe_convert_to_chatml(row)
+    whole = token_ids(row, form, tokenizer, args.dataset_text_field)
+    prompt = conversation_prompt_ids(tokenizer, conversation(row)[:-1], row, None)
+    if not set(whole[len(prompt) :]) & set(stops):
+        findings.warn(
+            "tokenizer",
+            "the chat template ends an assistant turn with none of the tokens that end a response "
+            f"({', '.join(tokenizer.convert_ids_to_tokens(list(stops)))}): the model would not learn to stop. Set "
+            "`eos_token` to the template's end of turn.",
+        )
+
+
+def check_lengths(findings: Findings, lengths: Lengths, args: Any, form: str, config: Any, are_all: bool) -> None:
+    """`max_length` leaves a response to learn, and rows fit the model's positions."""
+    if not lengths.rows:
+        need = args.context_length + args.rollout_length
+        longest = max((context + response for context, response in lengths.whole), default=0)
+        say = findings.error if are_all else findings.warn
+        say(
+            "data",
+            f"none of the first {len(lengths.whole)} documents has the {need} tokens of a trajectory (`context_length` "
+            f"{args.context_length} + `rollout_length` {args.rollout_length}); the longest has {longest}. Lower them, or join "
+            "rows (`document_column`).",
+        )
+        return
+    lost = [i for i, (context, _) in enumerate(lengths.whole) if args.max_length and context >= args.max_length]
+    if lost and form == "prompt-completion":
+        findings.error(
+            "data",
+            f"{len(lost)} of the first {len(lengths.whole)} rows have no response token within `max_length={args.max_length}`: "
+            "their prompt fills it. Raise `max_length`, or drop such rows before training.",
+        )
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+    longest = max(context + response for context, response in lengths.rows)
+    if positions is not None and longest > positions:
+        findings.error(
+            "data", f"rows have up to {longest} tokens; the model has {positions} positions. Lower `max_length`."
+        )
+
+
+def check_correction(findings: Findings, rows: Dataset, form: str, args: Any) -> None:
+    """RAC: the template can show the first rows' reference answers."""
+    from trl import maybe_convert_to_chatml
+
+    with findings.collect("data"):
+        template = CorrectionTemplate(args.correction_template)
+        for row in map(maybe_convert_to_chatml, rows):
+            if form == "prompt-completion" and isinstance(row["prompt"], str):
+                template.render_text(row["prompt"], row["completion"])
+            else:
+                *messages, answer = conversation(row)
+                template.render_messages(messages, answer["content"])
+
+
+def check_teacher(
+    findings: Findings,
+    hub: Hub,
+    args: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    student: PretrainedConfig | None,
+) -> PretrainedConfig | None:
+    """DaD-DAgger: the teacher is there and speaks the student's tokens; returns its configuration."""
+    from ..trainers.dad_dagger import DaDDaggerTrainer
+
+    found = None
+    with findings.collect("teacher"):
+        found = DaDDaggerTrainer._find_teacher(args, None)
+    if found is None:
+        return None
+    name = found.source
+
+    def teacher(name: str, **kwargs: Any) -> Teacher:
+        teacher = Teacher(name, {**found.init_kwargs, **kwargs})
+        teacher.config  # noqa: B018 - read here, where what is missing is caught
+        return teacher
+
+    try:
+        loaded = hub.read(name, teacher)
+    except NotAtHand:
+        findings.warn("teacher", f"`teacher_model_name_or_path: {name}` {_AWAY}: tokens and memory were not checked.")
+        return None
+    except ValueError as error:
+        findings.error("teacher", f"`teacher_model_name_or_path: {name}` cannot be read: {error}")
+        return None
+    config = loaded.config
+    size = config.get_text_config().vocab_size
+    with findings.collect("teacher"):
+        if tokenizer is not None:
+            check_tokenizers(tokenizer, loaded.tokenizer())
+        if student is not None and tokenizer is not None:
+            size = shared_vocab_size(student.get_text_config().vocab_size, size, len(tokenizer))
+        if args.teacher_top_k is not None and args.teacher_top_k > size:
+            raise ValueError(f"`teacher_top_k={args.teacher_top_k}` is above the {size} tokens of the vocabulary.")
+    return config
+
+
+def check_trajectories(findings: Findings, args: Any, **configs: PretrainedConfig | None) -> None:
+    """DaD-DAgger: a trajectory fits the positions of student and teacher."""
+    from ..trainers.dad_dagger import _check_positions
+
+    for name, config in configs.items():
+        with findings.collect(name):
+            _check_positions(args, name, config)
+
+
+def check_placement(findings: Findings, args: Any, placement: Placement, uses_peft: bool) -> None:
+    """Settings that the placement does not take."""
+    sharded = placement.is_zero or placement.sharding == "fsdp"
+    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    if args.iteration_patience is not None and evaluates and sharded:
+        findings.error(
+            "placement",
+            "`iteration_patience` is not supported with DeepSpeed or FSDP: the best weights of an iteration could not be put "
+            "back into a partitioned model. Set it to None.",
+        )
+    if args.rollout_engine == "vllm" and args.vllm_server_base_url is None:
+        share = args.vllm_tensor_parallel_size
+        if placement.num_processes > 1 and placement.num_processes % share:
+            findings.error(
+                "placement",
+                f"`vllm_tensor_parallel_size={share}` must divide the {placement.num_processes} training processes.",
+            )
+    if getattr(args, "trainable_modules", None) and uses_peft:
+        findings.error(
+            "values",
+            "`trainable_modules` and LoRA exclude each other: an adapter's own settings say what it trains. Leave one out.",
+        )

@@ -1,0 +1,88 @@
+"""What a run writes: checkpoints, the model, rollouts, the teacher's labels; and whether there is room for it."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..trainers.plan import RunPlan
+from .memory import precision
+from .model import ModelFacts
+from .optimizer import state_bytes
+from .phases import PlannedPhase
+from .placement import Placement
+
+
+_ROLLOUT_BYTES = 8  # a token and its label, before parquet compresses them: at most
+_TOP_K_BYTES = 8  # an id and a log-probability
+
+
+def existing_parent(folder: str) -> Path:
+    """The folder itself or the nearest above it that exists."""
+    path = Path(folder).expanduser().absolute()
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+
+
+def write_problem(folder: str) -> str | None:
+    """Why nothing could be written to `folder`; `None` where it could."""
+    parent = existing_parent(folder)
+    if not parent.is_dir():
+        return f"`output_dir: {folder}` cannot be made: {parent} is a file."
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"`output_dir: {folder}` cannot be written to: no permission in {parent}."
+    return None
+
+
+def free_bytes(folder: str) -> int:
+    return shutil.disk_usage(existing_parent(folder)).free
+
+
+def saved_model_bytes(facts: ModelFacts, placement: Placement, is_adapter: bool) -> int:
+    """Of the model as it is saved: adapters alone where there are some, half precision under ZeRO with mixed precision."""
+    saved = facts.trained if is_adapter else facts.parameters
+    mixed = precision(placement)
+    if placement.is_zero and mixed is not None:
+        return sum(parameter.numel * mixed.itemsize for parameter in saved)
+    return sum(parameter.bytes for parameter in saved)
+
+
+def checkpoint_bytes(facts: ModelFacts, placement: Placement, args: Any, is_adapter: bool) -> int:
+    """Of one checkpoint: the model and, unless `save_only_model`, what the optimizer keeps of it on all devices."""
+    model = saved_model_bytes(facts, placement, is_adapter)
+    if args.save_only_model:
+        return model
+    states = state_bytes(args.optim, facts.trained, in_float32=placement.shards_optimizer > 1 or placement.is_zero) or 0
+    # DeepSpeed's own files: the float32 weights, and the model once more.
+    return model + states + (4 * facts.num_trained + model if placement.is_zero else 0)
+
+
+def num_checkpoints(args: Any, plan: RunPlan) -> int:
+    """Checkpoints that stand at the end, with those that are saved before each rollout phase."""
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    ends = {epoch.last_step for epoch in plan.epochs}
+    phase_ends = {first for first, _ in plan.segments() if first > 0}
+    steps: set[int] = set()
+    if strategy == "epoch":
+        steps = ends
+    elif strategy == "steps":
+        every = args.save_steps if args.save_steps >= 1 else max(1, int(plan.total_steps * args.save_steps))
+        steps = {*range(int(every), plan.total_steps + 1, int(every)), plan.total_steps}
+    elif strategy == "best":
+        steps = {plan.total_steps}
+    if steps and not args.save_only_model:
+        steps = steps | phase_ends
+    number = len(steps)
+    return number if args.save_total_limit is None else min(number, args.save_total_limit)
+
+
+def rollout_bytes(phases: list[PlannedPhase]) -> int | None:
+    """Of all rollouts of a run, at most; `None` where their tokens are not known."""
+    tokens = [phase.rollout_tokens for phase in phases]
+    return None if None in tokens else _ROLLOUT_BYTES * sum(tokens)
+
+
+def soft_label_bytes(positions: int, teacher: ModelFacts, top_k: int | None) -> int:
+    """Of the teacher's labels at so many positions: its last hidden states, or its top k and the mass of the rest."""
+    if top_k is None:
+        return positions * teacher.hidden_size * teacher.head_dtype.itemsize
+    return positions * (_TOP_K_BYTES * top_k + 4)

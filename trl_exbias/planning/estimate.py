@@ -1,0 +1,216 @@
+"""A device's memory in every phase of a run, put together from the model, the placement and the phases."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from .activations import Activations, count_activations
+from .findings import Findings
+from .lm_head import HeadMemory, distillation_head, fused_head
+from .memory import (
+    Moment,
+    Standing,
+    casts_model,
+    compute_dtype,
+    peak,
+    precision,
+    rollout_moments,
+    standing,
+    teacher_moment,
+    training_moments,
+)
+from .model import ModelFacts, meta_model, model_facts
+from .phases import Layout, PlannedPhase
+from .placement import Placement
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """The moment of a phase in which most stands in a device's memory."""
+
+    name: str
+    peak: Moment
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    Args:
+        facts ([`ModelFacts`]): Of the model.
+        teacher ([`ModelFacts`], *optional*): Of the teacher.
+        phases (`list[PhaseMemory]`): In the order in which they come; empty where the batches' shapes are not known.
+    """
+
+    facts: ModelFacts
+    teacher: ModelFacts | None
+    phases: list[PhaseMemory]
+
+    @property
+    def peak(self) -> PhaseMemory:
+        return max(self.phases, key=lambda phase: phase.peak.total)
+
+
+def shares_context(attn_implementation: str | None, args: Any) -> bool:
+    """Whether branches share the encoding of their context, as far as settings say."""
+    return attn_implementation in (None, "sdpa", "eager") and not args.neftune_noise_alpha
+
+
+def estimate(
+    findings: Findings,
+    config: PretrainedConfig,
+    teacher_config: PretrainedConfig | None,
+    args: Any,
+    model_args: Any,
+    peft_config: Any,
+    placement: Placement,
+    phases: list[PlannedPhase],
+    device_bytes: int | None = None,
+) -> Estimate | None:
+    """
+    Args:
+        device_bytes (`int`, *optional*): Memory of one device.
+
+    Returns:
+        [`Estimate`]: `None`, with a finding, where the model cannot be laid out.
+    """
+    loaded_in = _dtype(model_args.dtype, config)
+    packing = None
+    if model_args.load_in_4bit:
+        packing = "4bit-nested" if model_args.use_bnb_nested_quant else "4bit"
+    elif model_args.load_in_8bit:
+        packing = "8bit"
+    computes_in = compute_dtype(placement, loaded_in)
+    try:
+        model = meta_model(
+            config,
+            loaded_in,
+            placement,
+            peft_config,
+            getattr(args, "trainable_modules", None),
+            model_args.attn_implementation,
+            quantized=packing is not None,
+            trust_remote_code=bool(args.trust_remote_code),
+        )
+    except ValueError as error:
+        findings.error("model", str(error))
+        return None
+    facts = model_facts(model, computes_in, packing)
+    teacher = None
+    if teacher_config is not None:
+        asked = (args.teacher_model_init_kwargs or {}).get("dtype", "auto")
+        dtype = _dtype(asked, teacher_config)
+        teacher = model_facts(meta_model(teacher_config, dtype, Placement()), dtype)
+    try:
+        stand = standing(facts, placement, args.optim)
+    except ValueError as error:
+        findings.warn("memory", f"{error} The memory plan leaves its states out.")
+        stand = standing(facts, placement, "sgd")
+    if casts_model(placement):
+        model.to(computes_in)
+    activations = _Counter(findings, model, None if casts_model(placement) else precision(placement))
+    planner = _Planner(args, facts, teacher, placement, stand, computes_in, device_bytes)
+    memory = []
+    for phase in phases:
+        counted = None if phase.layout is None else activations(phase.layout)
+        if counted is None:
+            continue
+        memory += planner.around(phase, counted)
+        memory.append(PhaseMemory(phase.name, peak(planner.training(phase, counted))))
+    return Estimate(facts, teacher, memory)
+
+
+@dataclass
+class _Planner:
+    args: Any
+    facts: ModelFacts
+    teacher: ModelFacts | None
+    placement: Placement
+    stand: Standing
+    computes_in: torch.dtype
+    device_bytes: int | None
+
+    def around(self, phase: PlannedPhase, activations: Activations) -> list[PhaseMemory]:
+        """What comes between two training phases: rollouts, the teacher's labels."""
+        found = []
+        if phase.rollout_rows != 0:
+            moments = rollout_moments(
+                self.stand,
+                self.facts,
+                self.placement,
+                activations,
+                self.args.rollout_batch_tokens,
+                self.args.vllm_gpu_memory_utilization,
+                self.device_bytes,
+                # A server has devices of its own.
+                self.args.rollout_engine == "vllm" and self.args.vllm_server_base_url is None,
+            )
+            found.append(PhaseMemory(f"rollouts {phase.iteration}", peak(moments)))
+        if self.teacher is not None and self.args.cache_teacher and phase.iteration > 0:
+            moment = teacher_moment(self.stand, self.teacher, self.args.rollout_batch_tokens)
+            found.append(PhaseMemory(f"soft labels {phase.iteration}", moment))
+        return found
+
+    def training(self, phase: PlannedPhase, activations: Activations) -> list[Moment]:
+        distils = self.teacher is not None and phase.iteration > 0
+        return training_moments(
+            self.stand,
+            self.facts,
+            self.placement,
+            activations,
+            self._head(phase.layout, distils),
+            self.args.gradient_checkpointing,
+            self.args.gradient_accumulation_steps > 1,
+            self._teacher_bytes() if distils else 0,
+        )
+
+    def _head(self, layout: Layout, distils: bool) -> HeadMemory:
+        # On a CPU, TRL scores every position.
+        on_cpu = self.placement.cpu
+        facts = self.facts
+        head_dtype = self.computes_in if casts_model(self.placement) else facts.head_dtype
+        shape = (facts.vocab_size, facts.hidden_size, head_dtype, self.computes_in, facts.head_trained)
+        if distils:
+            return distillation_head(layout.scored, *shape, self.args.kd_temperature != 1, facts.softcap, on_cpu)
+        positions = layout.rows * layout.length if on_cpu else layout.scored
+        return fused_head(positions, *shape, facts.softcap, on_cpu)
+
+    def _teacher_bytes(self) -> int:
+        if self.args.cache_teacher:
+            return self.teacher.vocab_size * self.teacher.hidden_size * self.teacher.head_dtype.itemsize
+        return self.teacher.bytes // self.placement.shards_weights
+
+
+class _Counter:
+    """Activations by layout, each worked out once."""
+
+    def __init__(self, findings: Findings, model: Any, autocast: torch.dtype | None):
+        self.findings, self.model, self.autocast = findings, model, autocast
+        self._counted: dict[tuple[int, int], Activations | None] = {}
+
+    def __call__(self, layout: Layout) -> Activations | None:
+        key = layout.rows, layout.length
+        if key not in self._counted:
+            self._counted[key] = self._count(*key)
+        return self._counted[key]
+
+    def _count(self, rows: int, length: int) -> Activations | None:
+        try:
+            return count_activations(self.model, rows, length, self.autocast)
+        except Exception as error:
+            # Whatever the code of a foreign architecture raises on tensors without values means the same.
+            self.findings.warn(
+                "memory",
+                f"{self.model.config.model_type} could not be run without its weights ({type(error).__name__}: {error}): "
+                "its memory in training is not planned.",
+            )
+            return None
+
+
+def _dtype(name: Any, config: PretrainedConfig) -> torch.dtype:
+    if isinstance(name, torch.dtype):
+        return name
+    if name in (None, "auto"):
+        return config.dtype or torch.float32
+    return getattr(torch, str(name).removeprefix("torch."))

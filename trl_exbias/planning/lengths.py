@@ -1,0 +1,76 @@
+"""How long the rows of a run are, in tokens, from the first of them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import maybe_convert_to_chatml
+
+from ..data import context_length, split_turns, token_ids
+from ..trajectories import starts
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """
+    Tokens of contexts and of gold responses, as training has them.
+
+    Args:
+        rows (`list[tuple[int, int]]`): `(context, response)` of each row.
+        num_sources (`int`): Rows of the data that they were made of: a conversation may be several rows, a document many.
+        whole (`list[tuple[int, int]]`): `(context, response)` of the data's rows before they were cut to `max_length`.
+    """
+
+    rows: list[tuple[int, int]]
+    num_sources: int
+    whole: list[tuple[int, int]]
+
+    @property
+    def mean_context(self) -> float:
+        return sum(context for context, _ in self.rows) / max(1, len(self.rows))
+
+    @property
+    def mean_response(self) -> float:
+        return sum(response for _, response in self.rows) / max(1, len(self.rows))
+
+    def scaled(self, num_sources: int | None) -> int | None:
+        """Rows that so many rows of the data would become."""
+        return None if num_sources is None else round(len(self.rows) * num_sources / max(1, self.num_sources))
+
+
+def measure(
+    rows: Dataset, num_sources: int, form: str, tokenizer: PreTrainedTokenizerBase, args: Any, cuts_trajectories: bool
+) -> Lengths:
+    """
+    Args:
+        rows (`datasets.Dataset`): The first rows.
+        num_sources (`int`): Rows of the source that they were made of.
+        form (`str`): Of [`~trl_exbias.data.dataset_form`].
+        cuts_trajectories (`bool`): Whether the method trains on trajectories instead of whole responses.
+    """
+    if args.rollout_turns == "all" and form in ("messages", "prompt-completion"):
+        rows, form = split_turns(rows), "prompt-completion"
+    whole = []
+    for row in map(maybe_convert_to_chatml, rows):
+        if form == "tokenized" and "labels" not in row:
+            row = {**row, "labels": row["input_ids"]}
+        ids = token_ids(row, form, tokenizer, args.dataset_text_field)
+        split = context_length({**row, "input_ids": ids}, form, tokenizer)
+        whole.append((split, len(ids) - split))
+    if cuts_trajectories and (form == "text" or (form == "tokenized" and "labels" not in rows.column_names)):
+        length = args.context_length + args.rollout_length
+        stride = args.stride or args.rollout_length
+        number = sum(len(starts(context + response, length, stride)) for context, response in whole)
+        return Lengths([(args.context_length, args.rollout_length)] * number, num_sources, whole)
+    limit = math.inf if args.max_length is None else args.max_length
+    cut = [(min(context, limit), min(response, max(0, limit - context))) for context, response in whole]
+    if cuts_trajectories:
+        stride = args.stride or args.rollout_length
+        cut = [
+            (context + start, min(args.rollout_length, response - start))
+            for context, response in cut
+            for start in range(0, response, stride)
+        ]
+    return Lengths(cut, num_sources, whole)
