@@ -14,7 +14,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from trl_exbias.cli.recipe import RecipeError
 from trl_exbias.cli.recipes import accelerate_configs, recipes_folder
-from trl_exbias.cli.training import _resolve_accelerate_config
+from trl_exbias.cli.training import resolve_accelerate_config
 
 from ..marks import needs_deepspeed
 
@@ -174,28 +174,28 @@ def test_two_machines_make_one_run(name, tmp_path):
 def test_a_name_stands_for_our_file(name, spelling):
     given = ["--num_processes", "2", *(part.format(name) for part in spelling), "--num_machines", "1"]
     expected = ["--config_file", str(OURS[name]), "--num_processes", "2", "--num_machines", "1"]
-    assert _resolve_accelerate_config(given) == expected
+    assert resolve_accelerate_config(given) == expected
 
 
 def test_what_only_trl_ships_and_a_path_are_found_too(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("distributed_type: 'NO'")
-    assert _resolve_accelerate_config(["--accelerate_config", f"{tmp_path}/mine.yaml"])[1] == f"{tmp_path}/mine.yaml"
-    trls = Path(_resolve_accelerate_config(["--accelerate_config", "multi_gpu"])[1])
+    assert resolve_accelerate_config(["--accelerate_config", f"{tmp_path}/mine.yaml"])[1] == f"{tmp_path}/mine.yaml"
+    trls = Path(resolve_accelerate_config(["--accelerate_config", "multi_gpu"])[1])
     assert trls.parent.name == "accelerate_configs" and load_config_from_file(str(trls))
     # A file of the same name in the way does not hide ours.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zero3").write_text("")
-    assert _resolve_accelerate_config(["--accelerate_config", "zero3"])[1] == str(OURS["zero3"])
-    assert _resolve_accelerate_config(["--num_processes", "2"]) == ["--num_processes", "2"]
+    assert resolve_accelerate_config(["--accelerate_config", "zero3"])[1] == str(OURS["zero3"])
+    assert resolve_accelerate_config(["--num_processes", "2"]) == ["--num_processes", "2"]
 
 
 def test_an_unknown_name_is_answered_with_those_there_are(tmp_path):
     with pytest.raises(RecipeError, match="Did you mean `zero3`") as error:
-        _resolve_accelerate_config(["--accelerate_config", "zer3"])
+        resolve_accelerate_config(["--accelerate_config", "zer3"])
     assert all(name in str(error.value) for name in accelerate_configs())
     for nothing in (["--accelerate_config"], ["--accelerate_config="]):
         with pytest.raises(RecipeError, match="needs a name or a file"):
-            _resolve_accelerate_config(nothing)
+            resolve_accelerate_config(nothing)
 
 
 def test_the_command_says_so_before_anything_is_imported(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 from ..planning.findings import Findings
 from .keys import CONFIG_CLASSES
 from .recipe import RecipeError, value_problems
-from .training import _MODULES
+from .training import MODULES
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_arguments(findings: Findings, method: str, overrides: list[str], recipe
 
     from .data_arguments import DataArguments
 
-    module = importlib.import_module(_MODULES[method])
+    module = importlib.import_module(MODULES[method])
     config_class = getattr(module, CONFIG_CLASSES[method])
 
     class Parser(TrlParser):

@@ -14,7 +14,7 @@ from ..planning.hub import Hub, uses_hub
 from .keys import CONFIG_CLASSES, valid_keys
 from .recipe import RecipeError, check_keys, exit_with, read_recipe
 from .recipes import recipe_path
-from .training import _resolve_accelerate_config
+from .training import resolve_accelerate_config
 
 
 _DESCRIPTION = """\
@@ -139,7 +139,7 @@ def _print(finding: Finding) -> None:
 
 def _accelerate_file(name: str | None) -> str | None:
     """The file that `--accelerate_config` stands for."""
-    return None if name is None else _resolve_accelerate_config(["--accelerate_config", name])[1]
+    return None if name is None else resolve_accelerate_config(["--accelerate_config", name])[1]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from .recipe import RecipeError, check_keys, exit_with, parse
 from .recipes import accelerate_configs
 
 
-_MODULES = {
+#: Where the classes of each command are.
+MODULES = {
     "bash": "trl_exbias.trainers.bash",
     "rac": "trl_exbias.trainers.rac",
     "dad-dagger": "trl_exbias.trainers.dad_dagger",
@@ -25,7 +26,7 @@ def launch(command: str, argv: list[str]) -> int:
     """`exbias <command> …`: checks the keys, then hands over to `accelerate launch -m trl_exbias.cli.<command> …`."""
     try:
         launch_args = check_keys(command, argv)
-        accelerate_args = _resolve_accelerate_config(launch_args)
+        accelerate_args = resolve_accelerate_config(launch_args)
     except RecipeError as error:
         return exit_with(error)
     if "--help" in argv or "-h" in argv:
@@ -56,7 +57,7 @@ def script(command: str, argv: list[str]) -> int:
     """The training script itself, in a process that `accelerate launch` (or a user) started."""
     try:
         check_keys(command, argv)
-        trainer_module = importlib.import_module(_MODULES[command])
+        trainer_module = importlib.import_module(MODULES[command])
         config_class = getattr(trainer_module, CONFIG_CLASSES[command])
         trainer_class = getattr(trainer_module, CONFIG_CLASSES[command].replace("Config", "Trainer"))
         from trl import DatasetMixtureConfig, ModelConfig
@@ -137,7 +138,7 @@ def _without(argv: list[str], taken: list[str]) -> list[str]:
     return rest
 
 
-def _resolve_accelerate_config(launch_args: list[str]) -> list[str]:
+def resolve_accelerate_config(launch_args: list[str]) -> list[str]:
     """
     `--accelerate_config NAME` stands for `--config_file`: a file of `recipes/accelerate`, one that TRL ships, or a path.
 

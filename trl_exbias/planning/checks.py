@@ -204,7 +204,7 @@ def check_teacher(
 
     found = None
     with findings.collect("teacher"):
-        found = DaDDaggerTrainer._find_teacher(args, None)
+        found = DaDDaggerTrainer.find_teacher(args, None)
     if found is None:
         return None
     name = found.source
@@ -236,11 +236,11 @@ def check_teacher(
 
 def check_trajectories(findings: Findings, args: Any, **configs: PretrainedConfig | None) -> None:
     """DaD-DAgger: a trajectory fits the positions of student and teacher."""
-    from ..trainers.dad_dagger import _check_positions
+    from ..trainers.dad_dagger import check_positions
 
     for name, config in configs.items():
         with findings.collect(name):
-            _check_positions(args, name, config)
+            check_positions(args, name, config)
 
 
 def check_placement(findings: Findings, args: Any, placement: Placement, uses_peft: bool) -> None:

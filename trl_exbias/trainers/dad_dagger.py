@@ -121,12 +121,12 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             processing_class = AutoTokenizer.from_pretrained(
                 model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
             )
-        self.teacher = self._find_teacher(args, teacher_model)
+        self.teacher = self.find_teacher(args, teacher_model)
         if self.teacher is not None and processing_class is not None:
             check_tokenizers(processing_class, self.teacher.tokenizer())
-        _check_positions(args, "model", _config_of(model, args))
+        check_positions(args, "model", _config_of(model, args))
         if self.teacher is not None:
-            _check_positions(args, "teacher", self.teacher.config)
+            check_positions(args, "teacher", self.teacher.config)
         if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
             logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
             args = copy.copy(args)  # the caller's stays as it is
@@ -214,7 +214,8 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     # The teacher
 
     @staticmethod
-    def _find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
+    def find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
+        """The run's teacher, not loaded yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
         source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
         if args.alpha == 1:
             if source is not None:
@@ -346,7 +347,8 @@ def _config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> Pretraine
         return None
 
 
-def _check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
+def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
+    """Raises a `ValueError` where a trajectory is longer than the model called `name` has positions."""
     limit = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
     length = args.context_length + args.rollout_length
     if limit is not None and length > limit:
