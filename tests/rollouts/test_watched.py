@@ -50,10 +50,11 @@ def metrics(rate: float) -> dict[str, float]:
 
 def test_the_rate_is_warned_of_and_past_the_threshold_the_run_stops(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        check_rollouts(metrics(0.2), 0.95, tmp_path)
+        check_rollouts(metrics(0.2), 100, 0.95, tmp_path)
         assert not caplog.records
-        check_rollouts(metrics(0.5), 0.95, tmp_path)
+        check_rollouts(metrics(0.5), 100, 0.95, tmp_path)
     assert "50% of the rollouts" in caplog.text
     with pytest.raises(DegenerateRolloutsError, match=r"96% .* 96% cut off at `max_new_tokens`.*max_degenerate_rate=1"):
-        check_rollouts(metrics(0.96), 0.95, tmp_path)
-    check_rollouts(metrics(1.0), 1.0, tmp_path)
+        check_rollouts(metrics(0.96), 100, 0.95, tmp_path)
+    check_rollouts(metrics(1.0), 100, 1.0, tmp_path)
+    check_rollouts(metrics(1.0), 31, 0.95, tmp_path)  # too few to judge by

@@ -62,11 +62,11 @@ def test_a_run_whose_rollouts_are_all_degenerate_stops_and_can_go_on(tmp_path):
     options = {"max_new_tokens": 12, "save_strategy": "steps", "save_steps": 1}
     with pytest.raises(DegenerateRolloutsError, match="max_degenerate_rate=1"):
         args = config(RACConfig, tmp_path, max_degenerate_rate=0.9, **options)
-        trainer(RACTrainer, args, conversations(12)).train()
+        trainer(RACTrainer, args, conversations(36)).train()
     stored = {path: path.read_bytes() for path in tmp_path.glob("rollouts/*/*.parquet")}
     assert stored
     args = config(RACConfig, tmp_path, max_degenerate_rate=1.0, **options)
-    again = trainer(RACTrainer, args, conversations(12), tiny_model())
+    again = trainer(RACTrainer, args, conversations(36), tiny_model())
     again.train(resume_from_checkpoint=True)
     assert {path: path.read_bytes() for path in tmp_path.glob("rollouts/*/*.parquet")} == stored
-    assert again.state.global_step == 6
+    assert again.state.global_step == 18

@@ -11,14 +11,22 @@ logger = logging.getLogger(__name__)
 
 #: From this share of degenerate rollouts on, there is a warning.
 WARN_FROM = 0.3
+#: A share of fewer responses than these is no ground to stop a run on.
+STOP_FROM_RESPONSES = 32
 
 
-def check_rollouts(metrics: dict[str, float], max_rate: float, folder: Path) -> None:
+def check_rollouts(metrics: dict[str, float], num_responses: float, max_rate: float, folder: Path) -> None:
     """
     Judges a rollout phase by its metrics (see [`~trl_exbias.rollouts.watched.WatchedEngine`]).
 
+    Args:
+        metrics (`dict[str, float]`): Of the whole phase.
+        num_responses (`float`): How many responses they are about.
+        max_rate (`float`): Share of degenerate ones that is put up with.
+        folder (`Path`): Of the rollouts.
+
     Raises:
-        DegenerateRolloutsError: where more than `max_rate` of the sampled responses are degenerate.
+        DegenerateRolloutsError: where more than `max_rate` of 32 or more sampled responses are degenerate.
     """
     rate = metrics.get(DEGENERATE, 0.0)
     if rate < WARN_FROM:
@@ -27,7 +35,7 @@ def check_rollouts(metrics: dict[str, float], max_rate: float, folder: Path) -> 
         f"{rate:.0%} of the rollouts in {folder} are degenerate: {metrics[EMPTY]:.0%} empty, {metrics[TRUNCATED]:.0%} cut off "
         f"at `max_new_tokens`, {metrics[REPEATED]:.0%} one token over and over"
     )
-    if rate <= max_rate:
+    if rate <= max_rate or num_responses < STOP_FROM_RESPONSES:
         logger.warning(f"{what}.")
         return
     raise DegenerateRolloutsError(

@@ -16,7 +16,7 @@ from ..data import Example
 from ..fingerprint import weights_fingerprint
 from ..rollouts.noise import derive_seed
 from ..rollouts.store import SHARDS, RolloutStore
-from ..rollouts.watched import WatchedEngine
+from ..rollouts.watched import DEGENERATE, WatchedEngine
 from .degenerate import check_rollouts
 from .processes import longest_first
 from .run_directory import ROLLOUTS
@@ -192,7 +192,8 @@ class RolloutPhase:
         if tokens:  # nothing where a resumed run found everything on disk
             metrics["rollout/tokens_per_second"] = tokens / seconds
         trainer.log_now({**metrics, "seconds/rollouts": seconds})
-        check_rollouts(metrics, trainer.args.max_degenerate_rate, self.store.folder)
+        num_responses = manifest["stats"].get(DEGENERATE, (0, 0))[1]
+        check_rollouts(metrics, num_responses, trainer.args.max_degenerate_rate, self.store.folder)
         if trainer.args.num_rollouts_to_print and trainer.is_world_process_zero():
             print_rollouts(
                 rollouts,
