@@ -51,6 +51,8 @@ def base_model(method: str):
 
 def engine_options(engine: str) -> dict:
     """What makes a trainer use an engine; for FSDP2, called before anything of accelerate is set up."""
+    if engine == "fsdp2-on-cpus":
+        return {"fsdp": True, "fsdp_config": {}, "ddp_backend": "gloo"}
     if engine == "fsdp2":
         # accelerate 1.15 leaves FSDP out where processes compute on CPUs (`AcceleratorState.__init__` in `state.py` asks
         # for MULTI_GPU or the like), although torch's FSDP2 has gloo. So the processes say that they are GPUs'; everything
@@ -129,15 +131,14 @@ def main(method: str, output_dir: str, batch_size: int, engine: str, options: di
     quantized, lora = method.endswith(QLORA), method.endswith((LORA, QLORA))
     method = method.removesuffix(QLORA).removesuffix(LORA)
     trainer_class, config_class, own_options = METHODS[method]
-    options = {"per_device_train_batch_size": batch_size, "learning_rate": 1e-3, **own_options, **options}
-    engine_own = engine_options(engine)
-    if "fsdp_config" in options:
-        engine_own["fsdp_config"] = options.pop("fsdp_config")
+    common = {"per_device_train_batch_size": batch_size, "learning_rate": 1e-3}
+    options = {**common, **own_options, **engine_options(engine), **options}
     extra = {}
     if lora:
         # Large enough steps for the losses of an adapter to tell the runs apart.
         options["learning_rate"] = 1e-2
-        extra["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
+        modules_to_save = options.pop("modules_to_save", None)
+        extra["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], modules_to_save=modules_to_save)
     if method.startswith("dad-dagger"):
         data = Dataset.from_list([{"text": text} for text in TEXT])
         # By name: under ZeRO-3 it is then loaded in slices, or must not be.
@@ -153,7 +154,7 @@ def main(method: str, output_dir: str, batch_size: int, engine: str, options: di
     else:
         # By name where an adapter is to be served over it.
         model = str(Path(output_dir, BASE)) if method == "bash-vllm" else base_model(method)
-    done = trainer(trainer_class, config(config_class, output_dir, **options, **engine_own), data, model, **extra)
+    done = trainer(trainer_class, config(config_class, output_dir, **options), data, model, **extra)
     watch = Watch(done)
     done.add_callback(watch)
     done.train(resume_from_checkpoint=done.args.resume_from_checkpoint)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from accelerate.utils import DynamoBackend, parse_flag_from_env
+from accelerate.utils import DistributedType, DynamoBackend, parse_flag_from_env
 
 from ..modeling import LMHead
 from .vllm_phase import engine_processes
@@ -34,6 +34,7 @@ def reject_unsupported(trainer: "IterativeSFTTrainer") -> None:
         raise ValueError("Context and sequence parallelism are not supported together with branches.")
     _reject_other_engine(trainer)
     _reject_compiled(trainer)
+    _reject_reentrant_checkpointing(trainer)
     if trainer.accelerator.is_fsdp2 and hasattr(trainer.model, "peft_config") and _trains_head(trainer):
         # accelerate 1.15 puts the head of a PEFT model into a unit of its own (`_find_final_norm` finds no norm to go with
         # it), so TRL 1.16's fused head reads it with `full_tensor`, whose backward gives each process its own rows' gradient.
@@ -75,4 +76,21 @@ def _reject_compiled(trainer: "IterativeSFTTrainer") -> None:
         raise ValueError(
             "`torch_compile` is not supported together with soft labels: their loss does not run the compiled forward. Set "
             "it to False (or `alpha=1`, which uses hard labels alone)."
+        )
+
+
+def _reject_reentrant_checkpointing(trainer: "IterativeSFTTrainer") -> None:
+    args = trainer.args
+    reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    others = (DistributedType.NO, DistributedType.DEEPSPEED, DistributedType.FSDP)
+    # transformers 5.17 (`_build_accelerator_args`) lets DDP look for unused parameters unless it knows the model's class.
+    if (
+        reentrant
+        and hasattr(trainer.model, "peft_config")
+        and trainer.accelerator.distributed_type not in others
+        and args.ddp_find_unused_parameters is not False
+    ):
+        raise ValueError(
+            "Reentrant gradient checkpointing of an adapter's model does not go with DDP's search for unused parameters: set "
+            "`ddp_find_unused_parameters=False`, or `gradient_checkpointing_kwargs={'use_reentrant': False}`."
         )
