@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
-from ..modeling import LMHead
-from ..rollouts.engine import TokenIds
-from ..trajectories import starts
 from .bootstrap import bootstrap_interval
-from .free_running import FreeRuns, free_runs
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..rollouts.engine import TokenIds
+    from .free_running import FreeRuns
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ class ExposureBias:
 
 
 def exposure_bias(
-    model: nn.Module,
-    token_ids: Sequence[TokenIds],
+    model: "nn.Module",
+    token_ids: "Sequence[TokenIds]",
     context_length: int,
     horizon: int,
     num_samples: int = 4,
     seed: int = 0,
     stride: int = 1,
-    teacher: nn.Module | None = None,
+    teacher: "nn.Module | None" = None,
     max_batch_tokens: int = 16384,
     on_progress: Callable[[int, int], None] = lambda starts, tokens: None,
 ) -> ExposureBias:
@@ -90,6 +92,8 @@ def exposure_bias(
     Raises:
         ValueError: if no document is `context_length + horizon` tokens long, or a number is below 1.
     """
+    from ..trajectories import starts
+
     length = context_length + horizon
     for name, value in (("context_length", context_length), ("horizon", horizon), ("stride", stride)):
         if value < 1:
@@ -106,12 +110,12 @@ def exposure_bias(
 
 
 def exposure_bias_from(
-    model: nn.Module,
-    contexts: Sequence[TokenIds],
-    horizons: Sequence[TokenIds],
+    model: "nn.Module",
+    contexts: "Sequence[TokenIds]",
+    horizons: "Sequence[TokenIds]",
     num_samples: int = 4,
     seed: int = 0,
-    teacher: nn.Module | None = None,
+    teacher: "nn.Module | None" = None,
     max_batch_tokens: int = 16384,
     on_progress: Callable[[int, int], None] = lambda starts, tokens: None,
 ) -> ExposureBias:
@@ -121,6 +125,9 @@ def exposure_bias_from(
     Raises:
         ValueError: if model and teacher do not share a vocabulary, or `num_samples` is below 1.
     """
+    from ..modeling import LMHead
+    from .free_running import free_runs
+
     if num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
     shared = None
@@ -130,7 +137,7 @@ def exposure_bias_from(
     return _summarise(runs, num_samples)
 
 
-def _summarise(runs: FreeRuns, num_samples: int) -> ExposureBias:
+def _summarise(runs: "FreeRuns", num_samples: int) -> ExposureBias:
     columns = {
         "teacher_forced": runs.teacher_forced,
         "free_running": runs.free_running,
@@ -165,7 +172,7 @@ def _summarise(runs: FreeRuns, num_samples: int) -> ExposureBias:
     )
 
 
-def _accumulated(runs: FreeRuns, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _accumulated(runs: "FreeRuns", present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ExAccErr for every length, and its bootstrap interval: a ratio of sums, so numerators and denominators together."""
 
     def ratio(weights: np.ndarray) -> np.ndarray:

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
-from ..rollouts.engine import TokenIds
-from ..trajectories import starts
 from .bootstrap import bootstrap_interval
-from .likelihood import label_nll
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..rollouts.engine import TokenIds
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ class Perplexity:
 
 
 def perplexity(
-    model: nn.Module, token_ids: Sequence[TokenIds], context_length: int, stride: int = 1, max_batch_tokens: int = 16384
+    model: "nn.Module",
+    token_ids: "Sequence[TokenIds]",
+    context_length: int,
+    stride: int = 1,
+    max_batch_tokens: int = 16384,
 ) -> Perplexity:
     """
     Scores tokens behind exactly `context_length` true ones, never across documents.
@@ -58,6 +65,22 @@ def perplexity(
     Raises:
         ValueError: if no document is longer than `context_length`.
     """
+    nll = sliding_nll(model, token_ids, context_length, stride, max_batch_tokens)
+    low, high = bootstrap_interval(nll)
+    return Perplexity(float(nll.mean()), (float(low), float(high)), len(nll))
+
+
+def sliding_nll(
+    model: "nn.Module",
+    token_ids: "Sequence[TokenIds]",
+    context_length: int,
+    stride: int = 1,
+    max_batch_tokens: int = 16384,
+) -> np.ndarray:
+    """The negative log-likelihoods, in nats, whose mean [`perplexity`] reports, in the order of the tokens."""
+    from ..trajectories import starts
+    from .likelihood import label_nll
+
     contexts, targets = [], []
     for document in token_ids:
         for start in starts(len(document), context_length + 1, stride):
@@ -68,6 +91,4 @@ def perplexity(
             f"No document is longer than the context of {context_length} tokens; the longest has "
             f"{max(map(len, token_ids), default=0)}."
         )
-    nll = np.array([row[0] for row in label_nll(model, contexts, targets, targets, 0, max_batch_tokens)])
-    low, high = bootstrap_interval(nll)
-    return Perplexity(float(nll.mean()), (float(low), float(high)), len(nll))
+    return np.array([row[0] for row in label_nll(model, contexts, targets, targets, 0, max_batch_tokens)])
