@@ -1,0 +1,89 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trl_exbias.comparing.compute import read_compute, read_logs, trained_tokens
+
+from .runs import write_run
+
+
+def test_tokens_and_seconds_of_a_run_are_those_it_logged(tmp_path):
+    """BASH: 1200 trained, 300 led through the mixing; 10 + 30 + 20 seconds; no teacher."""
+    found = read_compute(write_run(tmp_path / "bash"))
+    assert (found.trained, found.generated, found.teacher, found.tokens) == (1200, 300, 0, 1500)
+    assert found.seconds == {"sft": 10.0, "rollouts": 30.0, "joint": 20.0} and found.phase_seconds == 60
+    assert found.steps == 2 and found.derived == ("generated",)
+    assert found.wall_seconds is None and found.host_bytes is None
+
+
+def test_logged_counts_win_over_derived_ones(tmp_path):
+    """Two rollout phases of 100 and 150 tokens, read by the teacher with their contexts; the manifest says something else."""
+    logs = [
+        {"step": 0, "tokens/generated": 100, "tokens/teacher": 400, "memory/device_peak_bytes": 3 * 2**30},
+        {"step": 1, "tokens/generated": 150, "tokens/teacher": 450, "memory/device_peak_bytes": 2 * 2**30},
+    ]
+    found = read_compute(write_run(tmp_path / "rac", "RAC", logs=logs))
+    assert (found.generated, found.teacher, found.derived) == (250, 850, ())
+    assert found.device_bytes == 3 * 2**30
+
+
+def test_rac_reads_its_responses_again_and_a_teacher_reads_trajectories(tmp_path):
+    rac = read_compute(write_run(tmp_path / "rac", "RAC"))
+    assert (rac.teacher, rac.derived) == (300, ("generated", "teacher"))
+    own = {"context_length": 32, "rollout_length": 8}
+    logs = [{"step": 1, "teacher/scored": 5}, {"step": 2, "teacher/scored": 7}]
+    dad = read_compute(write_run(tmp_path / "dad", "DaD-DAgger", own, logs=logs))
+    assert dad.teacher == 12 * 40
+
+
+def test_without_a_count_in_the_manifest_the_shards_are_counted(tmp_path):
+    folder = write_run(tmp_path / "run")
+    iteration = folder / "rollouts" / "iteration-1"
+    (iteration / "manifest.json").write_text(json.dumps({"stats": {}}))
+    pq.write_table(pa.table({"input_ids": [[1, 2, 3], [], [4]]}), iteration / "shard-00000.parquet")
+    pq.write_table(pa.table({"input_ids": [[5, 6]]}), iteration / "shard-00001.parquet")
+    assert read_compute(folder).generated == 6
+
+
+def test_rollouts_set_aside_were_generated_all_the_same(tmp_path):
+    """Compute that was spent counts, whatever became of it."""
+    folder = write_run(tmp_path / "run")
+    aside = folder / "rollouts" / "iteration-1.superseded-1"
+    aside.mkdir()
+    (aside / "manifest.json").write_text(json.dumps({"stats": {"rollout/length": [70, 48]}}))
+    assert read_compute(folder).generated == 370
+
+
+def test_a_resumed_run_counts_from_nothing_again(tmp_path):
+    """600, 1200 | resumed: 500, 1100: 1200 + 1100."""
+    folder = write_run(tmp_path / "run", trained=(600, 1200, 500, 1100))
+    assert read_compute(folder).trained == 2300
+    assert trained_tokens(read_logs(folder), up_to_step=2) == 1200
+
+
+def test_attempts_give_wall_clock_and_peak_memory(tmp_path):
+    folder = write_run(tmp_path / "run")
+    attempts = [{"seconds": 40.0, "host_bytes": 7, "status": 85}, {"seconds": 50.0, "host_bytes": 5, "status": 0}]
+    (folder / "attempts.json").write_text(json.dumps(attempts))
+    found = read_compute(folder)
+    assert (found.wall_seconds, found.host_bytes, found.attempts) == (90.0, 7, 2)
+
+
+def test_a_folder_without_a_run_or_without_logs_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        read_compute(tmp_path)
+    folder = write_run(tmp_path / "run", trained=(), seconds={})
+    with pytest.raises(ValueError, match="has not trained yet"):
+        read_compute(folder)
+
+
+def test_a_last_line_cut_short_is_left_out_and_a_damaged_one_before_it_is_an_error(tmp_path):
+    folder = write_run(tmp_path / "run")
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole + '{"step": 3, "num_to')
+    assert read_compute(folder).trained == 1200
+    (folder / "metrics.jsonl").write_text('{"step\n' + whole)
+    with pytest.raises(ValueError, match="line 1"):
+        read_compute(folder)
