@@ -14,7 +14,7 @@ MINIMAL = {
 
 def read(tmp_path, **changes):
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}, sort_keys=False))
     return read_comparison(path)
 
 

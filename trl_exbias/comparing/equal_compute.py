@@ -1,0 +1,70 @@
+"""How long runs must be to consume the same."""
+
+import math
+from dataclasses import dataclass, replace
+
+from .compute import Compute
+from .forecast import Forecast
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a token of each sort costs: 1 where tokens are counted; its seconds where seconds are."""
+
+    trained: float = 1.0
+    generated: float = 1.0
+    teacher: float = 1.0
+
+    @classmethod
+    def in_seconds(cls, found: Compute) -> "Price":
+        """
+        Seconds a token, as a finished run took them. What it never did costs what training does.
+
+        Raises:
+            ValueError: if it has logged no seconds of training.
+        """
+        training = sum(found.seconds.get(phase, 0.0) for phase in ("sft", "joint"))
+        other = found.phase_seconds - training
+        if not training or not found.trained:
+            raise ValueError("the run has logged no seconds of training (`seconds/sft`, `seconds/joint`).")
+        trained = training / found.trained
+        # Drawing and labelling are timed as one phase.
+        rolled_out = other / (found.generated + found.teacher) if found.generated + found.teacher and other else trained
+        return cls(trained, rolled_out, rolled_out)
+
+    def of(self, forecast: Forecast) -> float:
+        """What a run will cost."""
+        return self.trained * forecast.trained + self.generated * forecast.generated + self.teacher * forecast.teacher
+
+
+def spent(found: Compute, equal: str) -> float:
+    """What a run has consumed of what is to be equal: `tokens` or `seconds`."""
+    return found.phase_seconds if equal == "seconds" else float(found.tokens)
+
+
+def calibrated(forecast: Forecast, planned: Forecast, measured_sft_tokens: float) -> Forecast:
+    """
+    A forecast corrected by what another run on the same data was found to train on in its SFT phase.
+
+    Args:
+        forecast ([`Forecast`]): To correct: `exbias check` looks at the first rows alone.
+        planned ([`Forecast`]): Of the run that was measured.
+        measured_sft_tokens (`float`): Of its SFT phase; 0 where it has none.
+    """
+    if not planned.sft_tokens or not measured_sft_tokens:
+        return forecast
+    factor = measured_sft_tokens / planned.sft_tokens
+    tokens = ("trained", "generated", "teacher", "last_tokens", "sft_tokens")
+    return replace(forecast, **{name: factor * getattr(forecast, name) for name in tokens})
+
+
+def steps_for(budget: float, forecast: Forecast, price: Price) -> int:
+    """
+    Optimizer updates with which a run consumes `budget`: the last phase is made longer or shorter.
+
+    Rollouts stand as they are, so a run cannot cost less than they and the phases before the last do; of the last, one
+    update stays.
+    """
+    a_step = price.trained * forecast.last_tokens / forecast.last_steps
+    steps = forecast.steps + (budget - price.of(forecast)) / a_step
+    return max(forecast.steps - forecast.last_steps + 1, math.floor(steps + 0.5))

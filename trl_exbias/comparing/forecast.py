@@ -1,0 +1,105 @@
+"""What runs will consume: asked of `exbias check` before anything is trained, with every problem of every run at once."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cli.recipe import RecipeError
+from .comparison_file import PlannedRun
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """
+    A run as `exbias check` plans it, at the length that the file declares.
+
+    Args:
+        steps (`int`): Optimizer updates.
+        trained, generated, teacher (`float`): Tokens, as in [`Compute`]; of sampled responses the longest possible.
+        last_steps (`int`), last_tokens (`float`): Of the last phase: what a longer run has more of.
+        sft_steps (`int`), sft_tokens (`float`): Of the SFT phase, whose tokens are known but for the first rows standing for
+            all; 0 where there is none.
+    """
+
+    steps: int
+    trained: float
+    generated: float
+    teacher: float
+    last_steps: int
+    last_tokens: float
+    sft_steps: int = 0
+    sft_tokens: float = 0.0
+
+    @classmethod
+    def from_plan(cls, method: str, plan: dict[str, Any]) -> "Forecast | None":
+        """From the plan that `exbias check --json` prints; `None` where it does not know the number of rows."""
+        phases = plan["phases"]
+        if not phases or any(phase[key] is None for phase in phases for key in ("steps", "tokens", "rollout_tokens")):
+            return None
+        generated = sum(phase["rollout_tokens"] for phase in phases)
+        rolled_out = sum(phase["rollout_rows"] for phase in phases)
+        sft, last = phases[0], phases[-1]
+        is_sft = sft["iteration"] == 0
+        return cls(
+            steps=sum(phase["steps"] for phase in phases),
+            trained=sum(phase["tokens"] for phase in phases),
+            generated=generated,
+            teacher=_teacher_tokens(method, plan["data"], phases, generated, rolled_out),
+            last_steps=last["steps"],
+            last_tokens=last["tokens"],
+            sft_steps=sft["steps"] if is_sft else 0,
+            sft_tokens=sft["tokens"] if is_sft else 0.0,
+        )
+
+
+def _teacher_tokens(method: str, data: dict[str, Any], phases: list[dict], generated: float, rows: int) -> float:
+    context, response = data["mean_context"] or 0.0, data["mean_response"] or 0.0
+    match method:
+        case "rac":  # its answers once more, behind a context that shows question and reference
+            return generated + rows * (context + response)
+        case "spin":  # gold and own responses, by the policy at the time
+            return generated + rows * (2 * context + response)
+        case "dad-dagger":  # the data once, and every rollout
+            return ((data["rows"] or 0) + rows) * (context + response)
+    return 0.0
+
+
+def forecast_runs(
+    runs: list[tuple[PlannedRun, Path]], on_done: Callable[[], None] = lambda: None, jobs: int = 2
+) -> dict[str, Forecast | None]:
+    """
+    The forecast of each run, by its name, from its recipe file; `None` where its rows are not known.
+
+    Raises:
+        RecipeError: with every problem of every run.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        checked = list(pool.map(lambda job: _check(*job, on_done), runs))
+    problems = [
+        f"{run.name}: {finding['subject']}: {finding['message']}"
+        for (run, _), report in zip(runs, checked, strict=True)
+        for finding in report["errors"]
+    ]
+    if problems:
+        raise RecipeError("comparison", problems)
+    return {
+        run.name: None if report["plan"] is None else Forecast.from_plan(run.method, report["plan"])
+        for (run, _), report in zip(runs, checked, strict=True)
+    }
+
+
+def _check(run: PlannedRun, recipe: Path, on_done: Callable[[], None]) -> dict[str, Any]:
+    # It goes on where a killed one stopped: a folder that holds a run is no mistake here.
+    command = [sys.executable, "-m", "trl_exbias.cli.main", "check", str(recipe), "--method", run.command, "--json"]
+    done = subprocess.run([*command, "--resume_from_checkpoint", "true"], capture_output=True, text=True)
+    on_done()
+    try:
+        return json.loads(done.stdout[done.stdout.index("{") :])
+    except ValueError:
+        message = done.stderr.strip().removeprefix("error: ") or f"`exbias check` ended with status {done.returncode}."
+        return {"errors": [{"subject": "check", "message": message}], "plan": None}
