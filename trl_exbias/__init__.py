@@ -16,6 +16,10 @@ _EXPORTS = {
     "IterativeSFTTrainer": "trainers.iterative",
     "RACConfig": "trainers.rac",
     "RACTrainer": "trainers.rac",
+    "SPINConfig": "trainers.spin",
+    "SPINTrainer": "trainers.spin",
+    "ScheduledSamplingConfig": "trainers.scheduled_sampling",
+    "ScheduledSamplingTrainer": "trainers.scheduled_sampling",
 }
 __all__ = sorted(_EXPORTS)
 __version__ = "0.1.0"
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from .trainers.iterative import IterativeSFTTrainer
     from .trainers.iterative_config import IterativeSFTConfig
     from .trainers.rac import RACConfig, RACTrainer
+    from .trainers.scheduled_sampling import ScheduledSamplingConfig, ScheduledSamplingTrainer
+    from .trainers.spin import SPINConfig, SPINTrainer
 
 
 def __getattr__(name: str):

@@ -53,12 +53,16 @@ class Branch:
             `input_ids`, as in transformers: where a branch is imitated, `labels == input_ids`.
         weight (`float`, *optional*, defaults to `1.0`):
             Factor of the branch's token losses. The mean that they enter still counts each label once.
+        score (`float`, *optional*, defaults to `0.0`):
+            A number that the method finds out when it makes the branch and wants back in its loss (SPIN: the reference's
+            log-probability ratio). Kept with the branch; by itself it changes nothing.
     """
 
     kind: str
     input_ids: list[int]
     labels: list[int]
     weight: float = 1.0
+    score: float = 0.0
 
     def __post_init__(self):
         if len(self.input_ids) != len(self.labels):

@@ -13,7 +13,7 @@ from .soft_labels import SoftLabelCache, soft_label_key
 
 
 _GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH]
-_BRANCH_COLUMNS = ["kind", "input_ids", "labels", "weight"]
+_BRANCH_COLUMNS = ["kind", "input_ids", "labels", "weight", "score"]
 
 
 class JointDataset(torch.utils.data.Dataset):

@@ -1,7 +1,29 @@
-"""All benchmarks: `make bench`, or `python -m examples.benchmarks` from the repository. About half an hour on 2 cores."""
+"""All benchmarks: `make bench`, or `python -m examples.benchmarks` from the repository. About 45 minutes on 2 cores."""
 
-from . import distillation, joint_step, kd_loss, label, memory_plan, mix, sft_phase, vllm_rollouts
+from . import (
+    distillation,
+    joint_step,
+    kd_loss,
+    label,
+    memory_plan,
+    mix,
+    scheduled_sampling,
+    sft_phase,
+    two_processes,
+    vllm_rollouts,
+)
 
 
-for benchmark in (joint_step, label, mix, sft_phase, kd_loss, distillation, vllm_rollouts, memory_plan):
+for benchmark in (
+    joint_step,
+    label,
+    mix,
+    sft_phase,
+    kd_loss,
+    distillation,
+    vllm_rollouts,
+    memory_plan,
+    two_processes,
+    scheduled_sampling,
+):
     benchmark.main()

@@ -53,16 +53,18 @@ def load_model():
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
 
-def chat_rows(num_rows: int, tokenizer) -> tuple[list[list[int]], list[list[int]], str]:
-    """Prompts and responses of GSM8K where its file is at hand, else of the demo's word problems; and which it was."""
+def chat_pairs(num_rows: int) -> tuple[list[tuple[str, str]], str]:
+    """Questions and answers of GSM8K where its file is at hand, else of the demo's word problems; and which it was."""
     if GSM8K.is_file():
         with open(GSM8K, encoding="utf-8") as file:
-            pairs = [(row["question"], row["answer"]) for row in map(json.loads, file)][:num_rows]
-        name = "GSM8K"
-    else:
-        rows = word_problems(num_rows, seed=0)
-        pairs = [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows]
-        name = "word problems"
+            return [(row["question"], row["answer"]) for row in map(json.loads, file)][:num_rows], "GSM8K"
+    rows = word_problems(num_rows, seed=0)
+    return [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows], "word problems"
+
+
+def chat_rows(num_rows: int, tokenizer) -> tuple[list[list[int]], list[list[int]], str]:
+    """The rows of `chat_pairs` as token ids, and which they are."""
+    pairs, name = chat_pairs(num_rows)
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True)["input_ids"]
         for q, _ in pairs

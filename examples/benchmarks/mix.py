@@ -10,11 +10,29 @@ from trl_exbias.rollouts.transformers import _Mixing
 from .common import alternate, chat_rows, load_model, report
 
 
+def masks_of(responses: list[list[int]], beta: float) -> list[list[bool]]:
+    """Positions to draw: each with probability β."""
+    return [(uniform(0, [i], len(row))[0] < beta).tolist() for i, row in enumerate(responses)]
+
+
+def decode(engine, prompts, responses, masks, groups: list[list[int]]) -> list[list[int]]:
+    """Mixes token by token with a KV cache, the rows of a group in one batch."""
+    sampled = [[j for j, drawn in enumerate(mask) if drawn] for mask in masks]
+    out = [list(row) for row in responses]
+    engine._reported = set()
+    with inference(engine.model):
+        for group in groups:
+            engine._decode(
+                group, prompts, _Mixing(responses, sampled), SamplingOptions(seed=0), list(range(len(prompts))), out
+            )
+    return out
+
+
 def main(repeats: int = 1, num_rows: int = 32, beta: float = 0.2) -> None:
     """32 rows at β = 0.2: against one row at a time, and against all 32 in one batch."""
     model, tokenizer = load_model()
     prompts, responses, source = chat_rows(num_rows, tokenizer)
-    masks = [(uniform(0, [i], len(row))[0] < beta).tolist() for i, row in enumerate(responses)]
+    masks = masks_of(responses, beta)
     options = SamplingOptions(seed=0)
     engine = TransformersEngine(model, tokenizer.pad_token_id)
     results = {}
@@ -22,20 +40,11 @@ def main(repeats: int = 1, num_rows: int = 32, beta: float = 0.2) -> None:
     def sweeps():
         results["sweeps"] = engine.mix(prompts, responses, masks, options)
 
-    def decode(groups: list[list[int]]):
-        sampled = [[j for j, drawn in enumerate(mask) if drawn] for mask in masks]
-        out = [list(row) for row in responses]
-        engine._reported = set()
-        with inference(model):
-            for group in groups:
-                engine._decode(group, prompts, _Mixing(responses, sampled), options, list(range(num_rows)), out)
-        return out
-
     def batched():
-        results["batched"] = decode([list(range(num_rows))])
+        results["batched"] = decode(engine, prompts, responses, masks, [list(range(num_rows))])
 
     def one_by_one():
-        results["one by one"] = decode([[row] for row in range(num_rows)])
+        results["one by one"] = decode(engine, prompts, responses, masks, [[row] for row in range(num_rows)])
 
     seconds = alternate({"sweeps": sweeps, "batched": batched}, repeats)
     started = time.perf_counter()

@@ -10,7 +10,7 @@ from pathlib import Path
 from .common import report
 
 
-ROWS = 48
+ROWS = 96
 
 
 def train(output_dir: str, zero_stage: int) -> None:

@@ -207,6 +207,9 @@ def test_the_text_says_the_same(recipe, capsys):
         ("rac/mine.yaml", {"max_length": 8}, "rac"),
         ("dad-dagger/mine.yaml", {"bheta": 8}, "dad-dagger"),
         ("bash/mine.yaml", {"alpha": 0.1, "correction_template": "qa"}, "bash"),
+        ("scheduled-sampling/mine.yaml", {"beta": 0.1}, "scheduled-sampling"),
+        ("mine.yaml", {"spin_lambda": 0.1, "max_new_tokens": 8}, "spin"),
+        ("spin/mine.yaml", {"max_new_tokens": 8}, "spin"),
     ],
 )
 def test_the_method_is_read_from_the_keys_then_from_the_folder(tmp_path, place, content, method):

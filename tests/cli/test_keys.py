@@ -3,13 +3,20 @@ from dataclasses import fields
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig
 
-from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig
+from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig, ScheduledSamplingConfig, SPINConfig
 from trl_exbias.cli.data_arguments import DataArguments
 from trl_exbias.cli.keys import launcher_flags, unknown_key_message, valid_keys
 
 
 @pytest.mark.parametrize(
-    ("command", "config_class"), [("bash", BASHConfig), ("rac", RACConfig), ("dad-dagger", DaDDaggerConfig)]
+    ("command", "config_class"),
+    [
+        ("bash", BASHConfig),
+        ("rac", RACConfig),
+        ("dad-dagger", DaDDaggerConfig),
+        ("spin", SPINConfig),
+        ("scheduled-sampling", ScheduledSamplingConfig),
+    ],
 )
 def test_keys_read_from_source_are_the_fields_of_the_imported_classes(command, config_class):
     classes = (config_class, DataArguments, ModelConfig, DatasetMixtureConfig)
@@ -50,6 +57,8 @@ def test_our_own_options_are_a_frozen_list():
         "vllm_timeout",
     }
     assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {"beta"}
+    assert {field.name for field in fields(SPINConfig)} - {field.name for field in fields(RACConfig)} == {"spin_lambda"}
+    assert {field.name for field in fields(ScheduledSamplingConfig)} == {field.name for field in fields(BASHConfig)}
     assert {field.name for field in fields(DaDDaggerConfig)} - {field.name for field in fields(RACConfig)} == {
         "aggregate",
         "alpha",

@@ -6,14 +6,15 @@ import pytest
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig
 
-from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig
+import trl_exbias
 from trl_exbias.cli.data_arguments import DataArguments
+from trl_exbias.cli.keys import CONFIG_CLASSES
 from trl_exbias.cli.recipe import RecipeError, check_keys, parse
 from trl_exbias.cli.recipes import accelerate_configs, names, recipe_path
 
 
 def classes(method):
-    config_class = {"bash": BASHConfig, "rac": RACConfig, "dad-dagger": DaDDaggerConfig}[method]
+    config_class = getattr(trl_exbias, CONFIG_CLASSES[method])
     return (DataArguments, config_class, ModelConfig, DatasetMixtureConfig)
 
 
@@ -141,8 +142,26 @@ def test_the_papers_recipes_have_its_global_batch_and_say_where_values_are_from(
     assert unsourced == []
 
 
-def test_recipes_of_the_two_methods_differ_only_in_the_methods_own_keys():
-    own = {"beta", "correction_template", "max_new_tokens", "output_dir"}
-    for name in (name.removeprefix("bash/") for name in names() if name.startswith("bash/")):
-        bash, rac = (yaml.safe_load(recipe_path(f"{method}/{name}").read_text()) for method in ("bash", "rac"))
-        assert {key for key in {*bash, *rac} if bash.get(key) != rac.get(key)} <= own
+def test_recipes_of_the_methods_differ_only_in_the_methods_own_keys():
+    own = {"beta", "correction_template", "max_new_tokens", "spin_lambda", "output_dir"}
+    siblings = [name.split("/") for name in names() if name.split("/")[0] not in ("bash", "dad-dagger")]
+    assert {method for method, _ in siblings} == {"rac", "spin", "scheduled-sampling"}
+    for method, name in siblings:
+        bash, other = (yaml.safe_load(recipe_path(f"{m}/{name}").read_text()) for m in ("bash", method))
+        # SPIN's loss moves a whole response at once: its step is smaller.
+        allowed = own | ({"learning_rate"} if (method, name) == ("spin", "smollm2-135m_gsm8k") else set())
+        assert {key for key in {*bash, *other} if bash.get(key) != other.get(key)} <= allowed
+
+
+@pytest.mark.parametrize("name", ["sft/pythia-1b_tldr", "sft/pythia-1b_tldr_neftune"])
+def test_recipes_for_trls_own_sft_are_parsed_by_it_and_have_bashs_settings(name):
+    from trl.scripts import sft
+
+    argv = ["--config", str(recipe_path(name)), "--use_cpu", "true", "--bf16", "false"]
+    script_args, args, model_args, *_ = sft.make_parser().parse_args_and_config(argv)
+    assert (script_args.dataset_name, model_args.model_name_or_path) == ("trl-lib/tldr", "EleutherAI/pythia-1b")
+    assert (args.num_train_epochs, args.neftune_noise_alpha) == (2, 5 if "neftune" in name else None)
+    bash, own = (yaml.safe_load(recipe_path(n).read_text()) for n in ("bash/pythia-1b_tldr", name))
+    differing = {key for key in {*bash, *own} if bash.get(key) != own.get(key)}
+    method = {"sft_epochs", "num_iterations", "num_train_epochs", "beta", "restart_lr_schedule", "neftune_noise_alpha"}
+    assert differing <= method | {"output_dir"}

@@ -17,7 +17,18 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
-from trl_exbias import BASHConfig, BASHTrainer, DaDDaggerConfig, DaDDaggerTrainer, RACConfig, RACTrainer
+from trl_exbias import (
+    BASHConfig,
+    BASHTrainer,
+    DaDDaggerConfig,
+    DaDDaggerTrainer,
+    RACConfig,
+    RACTrainer,
+    ScheduledSamplingConfig,
+    ScheduledSamplingTrainer,
+    SPINConfig,
+    SPINTrainer,
+)
 from trl_exbias.fingerprint import weights_fingerprint
 from trl_exbias.modeling import backbone
 from trl_exbias.sharding import in_forward
@@ -34,6 +45,8 @@ METHODS = {
     # Two shards: one for each of two processes.
     "bash-vllm": (BASHTrainer, BASHConfig, {"beta": 0.3, "rollout_engine": "vllm"}),
     "rac": (RACTrainer, RACConfig, {"max_new_tokens": 12}),
+    "spin": (SPINTrainer, SPINConfig, {"max_new_tokens": 12, "num_train_epochs": 2}),
+    "scheduled-sampling": (ScheduledSamplingTrainer, ScheduledSamplingConfig, {"beta": 0.3}),
     "dad-dagger": (DaDDaggerTrainer, DaDDaggerConfig, DAD),
     "dad-dagger-on-the-fly": (DaDDaggerTrainer, DaDDaggerConfig, DAD | {"cache_teacher": False}),
 }

@@ -32,3 +32,19 @@ def rac(model, rows: list[tuple[list[int], list[int], list[int], list[int]]]) ->
         labels = [new if new != old else -100 for old, new in zip(z, z_bar, strict=True)]
         corrections += sequence_nll(model, x, z, labels)
     return sft(model, [(x, y) for x, y, _, _ in rows]) + mean(corrections)
+
+
+def log_prob(model, context: list[int], tokens: list[int]) -> torch.Tensor:
+    """log p(tokens | context): the sum over its tokens."""
+    return -torch.stack(sequence_nll(model, context, tokens, tokens)).sum()
+
+
+def spin(model, reference, rows: list[tuple[list[int], list[int], list[int]]], lam: float) -> torch.Tensor:
+    """SPIN (Chen et al. 2024), Eq. 4.7, over (x, y, z) with the logistic loss l(t) = log(1 + exp(-t)): a mean over pairs."""
+    losses = []
+    for x, y, z in rows:
+        with torch.no_grad():
+            of_reference = [log_prob(reference, x, tokens) for tokens in (y, z)]
+        gold, own = [log_prob(model, x, tokens) - then for tokens, then in zip((y, z), of_reference, strict=True)]
+        losses.append(torch.log(1 + torch.exp(-lam * (gold - own))))
+    return torch.stack(losses).mean()

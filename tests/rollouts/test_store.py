@@ -9,7 +9,7 @@ from trl_exbias.rollouts.store import RolloutStore, RolloutStoreError, write_ato
 
 HEADER = {"method": "BASH", "policy_step": 10, "policy": "abc", "beta": 0.2, "top_p": 1.0}
 ROLLOUTS = [
-    {4: [Branch("mixed", [1, 2, 3], [1, -100, 3])], 0: [Branch("mixed", [7], [7]), Branch("own", [], [], 0.5)]},
+    {4: [Branch("mixed", [1, 2, 3], [1, -100, 3])], 0: [Branch("mixed", [7], [7]), Branch("own", [], [], 0.5, -2.5)]},
     {2: [], 1: [Branch("mixed", [9, 9], [9, 8])]},
 ]
 
@@ -27,10 +27,10 @@ def test_what_is_written_is_read_back(store):
     store.finish()
     rows = store.read().to_list()
     assert rows == [
-        {"example_id": 4, "kind": "mixed", "input_ids": [1, 2, 3], "labels": [1, -100, 3], "weight": 1.0},
-        {"example_id": 0, "kind": "mixed", "input_ids": [7], "labels": [7], "weight": 1.0},
-        {"example_id": 0, "kind": "own", "input_ids": [], "labels": [], "weight": 0.5},
-        {"example_id": 1, "kind": "mixed", "input_ids": [9, 9], "labels": [9, 8], "weight": 1.0},
+        {"example_id": 4, "kind": "mixed", "input_ids": [1, 2, 3], "labels": [1, -100, 3], "weight": 1.0, "score": 0.0},
+        {"example_id": 0, "kind": "mixed", "input_ids": [7], "labels": [7], "weight": 1.0, "score": 0.0},
+        {"example_id": 0, "kind": "own", "input_ids": [], "labels": [], "weight": 0.5, "score": -2.5},
+        {"example_id": 1, "kind": "mixed", "input_ids": [9, 9], "labels": [9, 8], "weight": 1.0, "score": 0.0},
     ]
 
 

@@ -5,13 +5,13 @@ import contextlib
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..planning.findings import Finding, Findings
 from ..planning.hub import Hub, uses_hub
-from .keys import CONFIG_CLASSES, valid_keys
+from .keys import BASELINES, CONFIG_CLASSES, valid_keys
 from .recipe import RecipeError, check_keys, exit_with, read_recipe
 from .recipes import recipe_path
 from .training import resolve_accelerate_config
@@ -22,8 +22,8 @@ Reads a recipe as a training command would, reports every problem at once, and p
 device and disk in each phase. Loads no weights and needs no GPU.
 
 The method is the one named by --method; else the one whose own keys the recipe has (beta: bash; correction_template or
-max_new_tokens: rac; alpha, context_length, …: dad-dagger); else the one whose name a folder of the recipe's path has
-(recipes/bash/mine.yaml)."""
+max_new_tokens: rac; alpha, context_length, …: dad-dagger; spin_lambda: spin); else the one whose name a folder of the
+recipe's path has (recipes/scheduled-sampling/mine.yaml)."""
 _EPILOG = """\
 Any other argument overrides the recipe, as for `exbias bash`, e.g. --per_device_train_batch_size 4.
 What would have to be looked up on a hub that does not answer is a warning that says what was not checked.
@@ -111,21 +111,29 @@ def method_of(path: Path, recipe: dict[str, Any]) -> str:
     Raises:
         RecipeError: if neither says.
     """
-    keys = {method: set(valid_keys(method)) for method in CONFIG_CLASSES}
-    by_keys = {
-        method
-        for method, own in keys.items()
-        if (own - set().union(*(keys[other] for other in keys if other != method))) & set(recipe)
-    }
+    folders = [part for part in reversed(path.absolute().parent.parts) if part in CONFIG_CLASSES]
+    if folders and folders[0] in BASELINES:
+        return folders[0]
+    # A baseline shares keys with the method it is compared with, which is the one that is meant unless a key says otherwise.
+    by_keys = _with_own_keys(CONFIG_CLASSES, recipe) or _with_own_keys(set(CONFIG_CLASSES) - set(BASELINES), recipe)
     if len(by_keys) == 1:
         return by_keys.pop()
-    folders = [part for part in reversed(path.absolute().parent.parts) if part in CONFIG_CLASSES]
     if folders:
         return folders[0]
     reason = f"it has keys of {' and of '.join(sorted(by_keys))}" if by_keys else "it has no key of a single method"
     raise RecipeError(
         str(path), [f"{reason}, and lies in no method's folder: say --method {'|'.join(CONFIG_CLASSES)}."]
     )
+
+
+def _with_own_keys(methods: Iterable[str], recipe: dict[str, Any]) -> set[str]:
+    """Those of some methods of which the recipe has a key that none of the others knows."""
+    keys = {method: set(valid_keys(method)) for method in methods}
+    return {
+        method
+        for method, own in keys.items()
+        if (own - set().union(*(keys[other] for other in keys if other != method))) & set(recipe)
+    }
 
 
 def _find(name: str) -> Path:

@@ -20,6 +20,8 @@ _SOURCES = (
     ("trl_exbias", "trainers/bash.py"),
     ("trl_exbias", "trainers/rac.py"),
     ("trl_exbias", "trainers/dad_dagger_config.py"),
+    ("trl_exbias", "trainers/spin.py"),
+    ("trl_exbias", "trainers/scheduled_sampling.py"),
     ("trl", "scripts/utils.py"),
     ("trl", "trainer/model_config.py"),
     ("trl", "trainer/sft_config.py"),
@@ -28,7 +30,15 @@ _SOURCES = (
 )
 #: Classes behind every training command, besides the method's own config.
 COMMON_CLASSES = ("DataArguments", "ModelConfig", "DatasetMixtureConfig")
-CONFIG_CLASSES = {"bash": "BASHConfig", "rac": "RACConfig", "dad-dagger": "DaDDaggerConfig"}
+CONFIG_CLASSES = {
+    "bash": "BASHConfig",
+    "rac": "RACConfig",
+    "dad-dagger": "DaDDaggerConfig",
+    "spin": "SPINConfig",
+    "scheduled-sampling": "ScheduledSamplingConfig",
+}
+#: Commands of methods that the others are compared with.
+BASELINES = ("spin", "scheduled-sampling")
 #: Keys of a recipe that are no argument: environment variables, set before anything runs.
 RECIPE_ONLY = ("env",)
 #: Flags of the launcher and the parser themselves.

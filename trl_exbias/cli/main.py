@@ -9,6 +9,8 @@ COMMANDS = {
     "bash": "Batch-Scheduled Sampling: train on gold and on responses mixed with the policy's own tokens",
     "rac": "Reference-Answer-based Correction: train on gold and on the policy's corrections of its own answers",
     "dad-dagger": "DaD-DAgger: distil a student on the data's contexts and on its own, from a teacher and the data",
+    "spin": "Self-Play Fine-Tuning, a baseline: prefer gold to the policy's own response",
+    "scheduled-sampling": "BASH with its mixing done anew at every step, a baseline: slow on purpose",
     "check": "a recipe before it is run: every problem at once, and the plan: steps, tokens, memory, disk",
     "measure": "perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
     "demo": "RAC, BASH and DaD-DAgger on an embedded model and its own data, on a CPU, in minutes",

@@ -77,7 +77,7 @@ def _list() -> None:
     others = [name for name in _all_names() if name not in ours and name not in configs]
     for heading, group in (
         ("Recipes, for exbias METHOD --config", ours),
-        ("Recipes for TRL's own commands, from a model of ours", others),
+        ("Recipes for TRL's own commands, `trl sft` and `trl dpo`", others),
         ("Machines, for --accelerate_config NAME", configs),
     ):
         print(f"{heading}:")

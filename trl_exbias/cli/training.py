@@ -19,6 +19,8 @@ MODULES = {
     "bash": "trl_exbias.trainers.bash",
     "rac": "trl_exbias.trainers.rac",
     "dad-dagger": "trl_exbias.trainers.dad_dagger",
+    "spin": "trl_exbias.trainers.spin",
+    "scheduled-sampling": "trl_exbias.trainers.scheduled_sampling",
 }
 
 

@@ -35,7 +35,7 @@ class PlannedPhase:
         steps (`int`, *optional*): Optimizer updates.
         tokens (`int`, *optional*): Trained on, over all epochs, without padding.
         rollout_rows (`int`, *optional*): Rows rolled out before it; 0 where it trains on gold alone.
-        rollout_tokens (`int`, *optional*): Of these rollouts; for RAC at most.
+        rollout_tokens (`int`, *optional*): Of these rollouts; for RAC and SPIN at most.
         layout ([`Layout`], *optional*): Its longest micro-batch.
     """
 
@@ -56,7 +56,7 @@ class RunShape:
     What a method makes of a row, in numbers.
 
     Args:
-        method (`str`): `bash`, `rac` or `dad-dagger`.
+        method (`str`): A training command's name.
         args (`Any`): The method's configuration.
         lengths ([`Lengths`], *optional*): Of the first rows; `None` where there is no tokenizer or no data at hand.
         shared (`bool`): Whether the branches of a context share its encoding.
@@ -72,7 +72,7 @@ class RunShape:
     def branches(self, iteration: int) -> int:
         """Rollouts that a row has beside its gold branch."""
         match self.method:
-            case "bash":
+            case "bash" | "scheduled-sampling":
                 return int(iteration > 0 and self.args.beta > 0)
             case "dad-dagger":
                 # The first iteration trains on the data alone.
@@ -80,12 +80,14 @@ class RunShape:
         return int(iteration > 0)
 
     def new_branches(self, iteration: int) -> int:
-        """How many of them are rolled out just before the iteration."""
+        """How many of them are rolled out just before the iteration. (Scheduled sampling draws as it trains.)"""
+        if self.method == "scheduled-sampling":
+            return 0
         return min(1, self.branches(iteration))
 
     def branch_length(self, context: float, response: float) -> float:
-        """Tokens of a rollout; for RAC, which may stop earlier, at most."""
-        if self.method != "rac":
+        """Tokens of a rollout; where it may stop earlier (RAC, SPIN), at most."""
+        if self.method not in ("rac", "spin"):
             return response
         room = math.inf if self.args.max_length is None else self.args.max_length - context
         return max(0, min(self.args.max_new_tokens, room))

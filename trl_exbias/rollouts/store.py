@@ -31,6 +31,7 @@ _SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("labels", pa.list_(pa.int32())),
         ("weight", pa.float32()),
+        ("score", pa.float64()),
     ]
 )
 
@@ -68,7 +69,7 @@ class RolloutStore:
             Where the shards and the manifest live. Made when the first rollout is.
 
     The shards are ordinary parquet files (`datasets.load_dataset("parquet", data_files=f"{folder}/*.parquet")`) with one branch a row:
-    `example_id` (row of the training data), `kind`, `input_ids`, `labels` (-100: none), `weight`.
+    `example_id` (row of the training data), `kind`, `input_ids`, `labels` (-100: none), `weight`, `score`.
     """
 
     def __init__(self, folder: str | Path):

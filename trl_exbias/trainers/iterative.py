@@ -98,6 +98,8 @@ class IterativeSFTTrainer(SFTTrainer):
     dataset_forms: tuple[str, ...] = ("prompt-completion", "messages", "text", "tokenized")
     #: Whether plain text is read as whole documents, and a text file as one.
     reads_documents = False
+    #: Lays out a batch of branches.
+    collator_class: type[BranchCollator] = BranchCollator
     #: How many calls of the engine `build_branches` makes for a row: what the progress bar counts by.
     engine_calls_per_row = 1
 
@@ -151,7 +153,7 @@ class IterativeSFTTrainer(SFTTrainer):
         reject_unsupported(self)
         config = base_causal_lm(self.model).config
         self.kinds = (GOLD, *self.branch_kinds)
-        self.data_collator = BranchCollator(
+        self.data_collator = self.collator_class(
             base=self.data_collator,
             kinds=self.kinds,
             pad_token_id=self._tokenizer.pad_token_id,
@@ -458,10 +460,14 @@ class IterativeSFTTrainer(SFTTrainer):
 
     # The loss
 
+    def count_labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Labels of each kind in a micro-batch, what the loss terms are divided by: int64 of shape `(len(self.kinds),)`."""
+        return count_labels(batch["branch_kinds"], len(self.kinds))
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         if not batch_samples or "branch_kinds" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        counts = sum(count_labels(batch["branch_kinds"].to(device), len(self.kinds)) for batch in batch_samples)
+        counts = sum(self.count_labels(batch).to(device) for batch in batch_samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts
@@ -476,18 +482,18 @@ class IterativeSFTTrainer(SFTTrainer):
         if "branch_kinds" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert not return_outputs, "joint batches are for training only"
+        label_counts = self.count_labels(inputs)
         kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
         num_tokens = inputs.pop("num_tokens")
-        label_counts = count_labels(kinds, len(self.kinds))
         counts = label_counts if num_items_in_batch is None else num_items_in_batch
-        loss, loss_sums, per_label = self.score_branches(model, inputs, kinds, weights, counts)
+        loss, loss_sums, sums = self.score_branches(model, inputs, kinds, weights, counts)
         # As in SFTTrainer: the counts are of every rank, and DDP averages the gradients over the ranks.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self._tp_size)
         if self.aux_loss_enabled:
-            aux_loss = per_label.pop("aux_loss")
+            aux_loss = sums.pop("aux_loss")
             loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
-        self._joint_sums.add(loss_sums, label_counts, num_tokens, **per_label)
+        self._joint_sums.add(loss_sums, label_counts, num_tokens, (kinds >= 0).sum(), sums)
         return loss
 
     def score_branches(
@@ -502,7 +508,8 @@ class IterativeSFTTrainer(SFTTrainer):
             counts (`torch.Tensor` of shape `(len(self.kinds),)`): Labels of each kind in the global batch.
 
         Returns:
-            The loss, the summed token losses of each kind, and scalar sums over all labels by metric name.
+            The loss, the summed losses of each kind, and by metric name scalar sums over all labels, or tensors of shape
+            `(2,)`: a sum and what it is divided by.
         """
         outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
         token_losses = -outputs.log_probs

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 class JointSums:
     """
-    Sums since the last log: losses and label counts of each kind, tokens read, and whatever else is averaged over labels.
+    Sums since the last log: losses and label counts of each kind, tokens read, and whatever else is averaged.
 
     Args:
         kinds (`tuple[str, ...]`): Names of the branch kinds.
@@ -17,19 +17,27 @@ class JointSums:
         self._names: tuple[str, ...] = ()
         self._sums: torch.Tensor | None = None
 
-    def add(self, losses: torch.Tensor, counts: torch.Tensor, tokens: torch.Tensor, **per_label: torch.Tensor) -> None:
+    def add(
+        self,
+        losses: torch.Tensor,
+        counts: torch.Tensor,
+        tokens: torch.Tensor,
+        labels: torch.Tensor,
+        sums: dict[str, torch.Tensor],
+    ) -> None:
         """
         Adds a micro-batch.
 
         Args:
             losses (`torch.Tensor` of shape `(kinds,)`), counts (`torch.Tensor` of shape `(kinds,)`): Of each kind.
-            tokens (`torch.Tensor`): Scalar, tokens read.
-            **per_label (`torch.Tensor`): Scalar sums over all labels, by the name of the metric.
+            tokens, labels (`torch.Tensor`): Scalars: tokens read, labels scored.
+            sums (`dict[str, torch.Tensor]`):
+                By the name of a metric: its scalar sum over all labels, or its sum and what that is divided by, of shape `(2,)`.
         """
-        self._names = tuple(per_label)
-        scalars = torch.stack([tokens.double(), *(value.double() for value in per_label.values())])
-        sums = torch.cat([part.detach().double() for part in (losses, counts, scalars)])
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._names = tuple(sums)
+        ratios = [value if value.dim() else torch.stack([value, labels.to(value)]) for value in sums.values()]
+        new = torch.cat([part.detach().double().flatten() for part in (losses, counts, tokens, *ratios)])
+        self._sums = new if self._sums is None else self._sums + new
 
     def pop(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
         """The metrics and the number of tokens read since the last call, over all processes; empty if nothing was added."""
@@ -38,9 +46,12 @@ class JointSums:
         sums = accelerator.reduce(self._sums, reduction="sum").tolist()
         self._sums = None
         n = len(self.kinds)
-        losses, counts, (tokens, *per_label) = sums[:n], sums[n : 2 * n], sums[2 * n :]
+        losses, counts, (tokens, *ratios) = sums[:n], sums[n : 2 * n], sums[2 * n :]
         metrics = {
             f"loss/{k}": loss / count for k, loss, count in zip(self.kinds, losses, counts, strict=True) if count
         }
-        labels = max(sum(counts), 1)
-        return metrics | {name: value / labels for name, value in zip(self._names, per_label, strict=True)}, int(tokens)
+        means = {
+            name: total / max(count, 1)
+            for name, total, count in zip(self._names, ratios[::2], ratios[1::2], strict=True)
+        }
+        return metrics | means, int(tokens)

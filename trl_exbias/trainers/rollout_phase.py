@@ -1,6 +1,7 @@
 """One rollout phase: which rows, in which shards, by which process, onto disk; or finding that it was done before."""
 
 import contextlib
+import itertools
 import logging
 import time
 from collections import defaultdict
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 _MAX_SHARD_ROWS = 512
 _MIN_SHARD_ROWS = 64
 _SHARDS_WANTED = 32
-_SHARDS_A_PROCESS = 4
+_SHARDS_A_WORKER = 4
 
 
 class RolloutPhase:
@@ -133,11 +134,14 @@ class RolloutPhase:
         # Rows of similar length together: a shard is what the engine batches.
         lengths = self.trainer.sequence_lengths
         rows.sort(key=lambda row: (-lengths[row], row))
-        size = min(_MAX_SHARD_ROWS, max(_MIN_SHARD_ROWS, -(-len(rows) // _SHARDS_WANTED)))
-        if self.trainer.processes.count > 1:
-            # Several for each process, or some would have nothing to do.
-            size = min(size, max(1, len(rows) // (_SHARDS_A_PROCESS * self.trainer.processes.count)))
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        workers = self.trainer.processes.count // engine_processes(self.trainer.args)
+        wanted = max(_SHARDS_WANTED, _SHARDS_A_WORKER * workers)
+        size = min(_MAX_SHARD_ROWS, max(_MIN_SHARD_ROWS, -(-len(rows) // wanted)))
+        # As many shards as workers at a time, dealt row by row: each has as much to do, however few the rows are.
+        hands = max(1, -(-len(rows) // (size * workers)))
+        bounds = [len(rows) * hand // hands for hand in range(hands + 1)]
+        dealt = [rows[a:b][worker::workers] for a, b in itertools.pairwise(bounds) for worker in range(workers)]
+        return [shard for shard in dealt if shard]
 
     def _set_aside_if_policy_differs(self, header: dict[str, Any]) -> None:
         """Rollouts of a run that was resumed from an earlier step, and came here with other weights, are not ours."""
