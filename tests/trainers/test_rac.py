@@ -63,6 +63,7 @@ def test_the_correction_rate_is_the_share_of_corrected_positions(tmp_path):
     assert logged(done, "rac/correction_rate") == [pytest.approx(expected)]
     lengths = [len(row["labels"]) for row in rollouts(done).values()]
     assert logged(done, "rollout/length") == [pytest.approx(sum(lengths) / len(lengths))]
+    assert logged(done, "rollout/num_tokens") == [sum(lengths)]
 
 
 class AgreeingRACTrainer(RACTrainer):

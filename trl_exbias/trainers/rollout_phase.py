@@ -192,6 +192,8 @@ class RolloutPhase:
     def _report(self, rollouts: Dataset, tokens: int, seconds: float) -> None:
         trainer, manifest = self.trainer, self.store.manifest
         metrics = {name: total / count for name, (total, count) in manifest["stats"].items() if count}
+        # What the phase produced, also where a resumed run found it on disk: what comparisons count compute by.
+        metrics["rollout/num_tokens"] = int(manifest["stats"].get("rollout/length", (0, 0))[0])
         (tokens,) = trainer.processes.sum([tokens])
         if tokens:  # nothing where a resumed run found everything on disk
             metrics["rollout/tokens_per_second"] = tokens / seconds

@@ -74,6 +74,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
         super().__init__(*args, **kwargs)
         self._mixed_rows: frozenset[int] = frozenset()
         self._mixing_seconds = 0.0
+        self._mixed_tokens = 0
 
     def _use_rollouts(self, model, entry: PlannedEpoch, trial) -> None:
         """Nothing is rolled out ahead: says which rows will be mixed when they come up."""
@@ -105,6 +106,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
         options = self.sampling_options(derive_seed(self.args.seed, "scheduled sampling", self.state.global_step))
         with self.make_engine(lambda rows, tokens: None) as engine:
             branches = self.build_branches(list(examples.values()), engine, options)
+        self._mixed_tokens += sum(len(branch.input_ids) for row in branches for branch in row)
         mixed = dict(zip(examples, ([asdict(branch) for branch in row] for row in branches), strict=True))
         return [
             self.data_collator(
@@ -115,6 +117,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._mixing_seconds:
-            logs = {**logs, "seconds/mixing": self._mixing_seconds}
-            self._mixing_seconds = 0.0
+            (tokens,) = self.processes.sum([self._mixed_tokens])
+            logs = {**logs, "seconds/mixing": self._mixing_seconds, "mixing/num_tokens": tokens}
+            self._mixing_seconds, self._mixed_tokens = 0.0, 0
         super().log(logs, start_time)

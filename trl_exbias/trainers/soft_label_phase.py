@@ -51,7 +51,12 @@ class SoftLabelPhase:
                     self._score(model, missing)
         seconds = time.perf_counter() - started
         self.trainer.log_now(
-            {"teacher/scored": len(missing), "teacher/reused": total - len(missing), "seconds/teacher": seconds}
+            {
+                "teacher/scored": len(missing),
+                "teacher/reused": total - len(missing),
+                "teacher/num_tokens": sum(len(context) + len(branch.input_ids) for _, context, branch in missing),
+                "seconds/teacher": seconds,
+            }
         )
         return self._cache
 
