@@ -52,8 +52,10 @@ def _measure(args: argparse.Namespace) -> int:
     import transformers
     from transformers import AutoTokenizer
 
+    from ..evaluation.identity import model_folder
     from ..evaluation.plot import plot_exposure_bias
     from ..evaluation.report import notes, table
+    from ..evaluation.subject import load_model
     from ..teacher import check_tokenizers
     from .memory import keep_freed_memory
 
@@ -68,11 +70,11 @@ def _measure(args: argparse.Namespace) -> int:
     if args.teacher:
         for tokenizer in tokenizers.values():
             check_tokenizers(tokenizer, AutoTokenizer.from_pretrained(model_folder(args.teacher), **kwargs))
-        teacher = _load(model_folder(args.teacher), args)
+        teacher = load_model(model_folder(args.teacher), args)
     rows = _rows(args)
     measurements = {}
     for name, folder in folders.items():
-        model = _load(folder, args)
+        model = load_model(folder, args)
         measurements[name] = measure_model(name, model, tokenizers[name], rows, args, teacher)
         del model
     print("\n" + table(measurements))
@@ -115,29 +117,9 @@ def measure_model(name, model, tokenizer, rows, args, teacher):
     return Measurement(found, ppl, num_bytes / sum(map(len, horizons)))
 
 
-def model_folder(name: str) -> str:
-    """The folder of a model: of a run directory without a model of its own, its newest checkpoint."""
-    path = Path(name)
-    if not path.is_dir() or any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-        return name
-    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
-    if not checkpoints:
-        raise ValueError(f"{name} holds neither a model nor an adapter nor a checkpoint.")
-    return str(checkpoints[-1])
-
-
 def _named(model: str) -> tuple[str, str]:
     name, equals, path = model.partition("=")
     return (name, path) if equals else (Path(model).name or model, model)
-
-
-def _load(folder: str, args: argparse.Namespace):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    return model.to(device).eval()
 
 
 def _rows(args: argparse.Namespace):
@@ -158,20 +140,16 @@ def _rows(args: argparse.Namespace):
 
 def _cut(rows, tokenizer, args: argparse.Namespace):
     """Contexts, horizons, and (of plain text) the documents with the stride that spreads the starts over them."""
-    from ..data import conversation_prompt_ids
-    from ..trajectories import starts
+    from ..evaluation.cuts import cut_documents, response_ids
+    from ..evaluation.tasks import encode
 
-    contexts, horizons = [], []
     if "prompt" in rows.column_names and "completion" in rows.column_names:
+        contexts, horizons = [], []
         for row in rows.select(range(min(len(rows), args.max_starts))):
-            if isinstance(row["prompt"], str):
-                contexts.append(tokenizer(row["prompt"])["input_ids"])
-                completion = row["completion"]
-            else:
-                contexts.append(conversation_prompt_ids(tokenizer, row["prompt"], {}, None))
-                completion = row["completion"][-1]["content"]
-            ids = tokenizer(completion + (tokenizer.eos_token or ""), add_special_tokens=False)["input_ids"]
-            horizons.append(ids[: args.horizon])
+            contexts.append(encode(tokenizer, row["prompt"]))
+            is_text = isinstance(row["prompt"], str)
+            completion = row["completion"] if is_text else row["completion"][-1]["content"]
+            horizons.append(response_ids(tokenizer, completion)[: args.horizon])
         return contexts, horizons, None, 1
     if args.text_field not in rows.column_names:
         raise ValueError(
@@ -179,16 +157,5 @@ def _cut(rows, tokenizer, args: argparse.Namespace):
             "--text_field, or give --prompt_template and --completion_template."
         )
     documents = [tokenizer(text)["input_ids"] for text in rows[args.text_field]]
-    length = args.context_length + args.horizon
-    possible = sum(len(starts(len(document), length, 1)) for document in documents)
-    if not possible:
-        raise ValueError(
-            f"No document has the {length} tokens of a context and a horizon; the longest has "
-            f"{max(map(len, documents), default=0)}. Lower --context_length or --horizon."
-        )
-    stride = max(1, possible // args.max_starts)
-    for document in documents:
-        for start in starts(len(document), length, stride):
-            contexts.append(document[start : start + args.context_length])
-            horizons.append(document[start + args.context_length : start + length])
-    return contexts, horizons, documents, stride
+    cuts = cut_documents(documents, args.context_length, args.horizon, args.max_starts)
+    return cuts.contexts, cuts.horizons, documents, cuts.stride

@@ -69,7 +69,7 @@ class EvaluationOptions:
     criteria: str | None = _option(None, "G-Eval: name of shipped criteria, or a file")
     dry_run: bool = _option(False, "print the judge's prompts and the estimated cost; ask and generate nothing")
     # Other models that measure
-    embedding_model: str = _option("sentence-transformers/all-MiniLM-L6-v2", "of the embedding distance")
+    embedding_model: str = _option("sentence-transformers/all-mpnet-base-v2", "of the embedding distance")
     # What is written
     output: Path = _option(Path("evaluations"), "folder of evaluation.json, plots and what is kept")
     generations: Path | None = _option(None, "folder of kept generations (default: OUTPUT/generations)")
@@ -113,6 +113,11 @@ class EvaluationOptions:
     def generations_folder(self) -> Path:
         """Where generations are kept."""
         return self.generations or Path(self.output) / "generations"
+
+    @property
+    def verdicts_file(self) -> Path:
+        """Where a judge's answers are kept."""
+        return self.generations_folder.parent / "verdicts.jsonl"
 
     def data_of(self, suite: str) -> str | None:
         """The data given for a suite, or `None` where it is to use its own."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from .exposure_bias import Estimate, ExposureBias
 from .perplexity import Perplexity
+from .tables import aligned
 
 
 NOTES = """\
@@ -65,14 +66,7 @@ def table(measurements: dict[str, Measurement]) -> str:
             cells[1:] = [f"{ppl.perplexity:.2f}", f"{ppl.bits / measurement.bytes_per_token:.3f}"]
         cells += [_estimate(measurement.exposure_bias.totals.get(name)) for name in names]
         lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def notes(with_teacher: bool) -> str:

@@ -1,8 +1,28 @@
 """`exbias evaluate` as a function: models and suites in, figures out, generations and verdicts kept on the way."""
 
-from typing import Any
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from . import tasks
+from .figures import Figure, paired_difference
 from .options import EvaluationOptions
+from .subject import Subject
+from .suites import JUDGED, suite
+from .suites.suite import Suite
+from .work import Work
+
+
+if TYPE_CHECKING:
+    from .judging import Estimate, JudgeClient, JudgeRequest
+
+#: In the output folder.
+EVALUATION_FILE = "evaluation.json"
+_PACKAGES = ("rouge-score", "math-verify", "openai", "sentence-transformers", "alpaca-eval")
 
 
 def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, Any]:
@@ -25,7 +45,7 @@ def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, An
                 "folder": "runs/bash/checkpoint-8",  # what was loaded
                 "fingerprint": "…",  # of its weights; an adapter's includes its base's
                 "figures": {suite: {figure: Figure.as_dict()}},
-                "usage": {"generated_tokens": 0, "generations": 0, "kept_generations": 0, "seconds": 0.0, "judge": {…}},
+                "usage": {"generations": 0, "kept_generations": 0, "generated_tokens": 0, "seconds": 0.0, "judge": {…}},
             }
         },
         "differences": {name: {suite: {figure: Figure.as_dict()}}},  # to the first model, prompt by prompt
@@ -38,4 +58,177 @@ def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, An
         ValueError: for data, models or options that cannot be used; says what to do.
         ImportError: if a suite needs a package that is not installed; names the extra.
     """
-    raise NotImplementedError
+    from ..rollouts.store import write_atomically
+
+    prepared = _prepare(models, options)
+    judge = judge_client(options) if set(options.suites) & set(JUDGED) else None
+    found: dict[str, Any] = {}
+    for subject in prepared.subjects:
+        with _closing(subject):
+            found[subject.name] = _evaluate_one(subject, prepared, options, judge)
+    report = {
+        "format": 1,
+        "models": found,
+        "differences": differences(found),
+        "settings": options.as_dict(),
+        "versions": _versions(),
+    }
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(options.output) / EVALUATION_FILE, json.dumps(report, indent=2).encode())
+    return report
+
+
+@dataclass(frozen=True)
+class JudgingPlan:
+    """
+    What a judge would be asked of one model by one suite.
+
+    Args:
+        model, suite (`str`): Their names.
+        requests (`list[JudgeRequest]`): The questions.
+        estimate ([`Estimate`]): Of tokens and cost.
+        stand_ins (`int`): Responses that are not made yet; the reference stands in their place.
+    """
+
+    model: str
+    suite: str
+    requests: "list[JudgeRequest]"
+    estimate: "Estimate"
+    stand_ins: int
+
+
+def plan_judging(models: dict[str, str], options: EvaluationOptions) -> list[JudgingPlan]:
+    """
+    What [`evaluate`] would ask its judge, without asking, generating, or loading any weights.
+
+    Raises:
+        ValueError: if no suite asks a judge; else as [`evaluate`].
+    """
+    from .judging import estimate
+
+    if not set(options.suites) & set(JUDGED):
+        raise ValueError(f"A dry run is of suites that ask a judge: {', '.join(JUDGED)}.")
+    prepared, plans = _prepare(models, options), []
+    for subject in prepared.subjects:
+        for chosen in prepared.suites:
+            if chosen.requests is None:
+                continue
+            work = Work(chosen, subject, prepared.rows[chosen.name], options)
+            requests, stand_ins = [], 0
+            for repetition in work.kept_repetitions():
+                texts = {key: None if one is None else one.text for key, one in repetition.items()}
+                stand_ins += sum(text is None for text in texts.values())
+                stood_in = {key: work.references[key][0] if text is None else text for key, text in texts.items()}
+                requests += chosen.requests(work, stood_in)
+            plans.append(
+                JudgingPlan(subject.name, chosen.name, requests, estimate(requests, options.judge_prices), stand_ins)
+            )
+    return plans
+
+
+def judge_client(options: EvaluationOptions) -> "JudgeClient":
+    """The judge asked for, with its answers kept beside the generations."""
+    from .judging import JudgeClient
+
+    read, written = options.judge_prices or (None, None)
+    return JudgeClient(
+        options.judge_url,
+        options.judge_model,
+        api_key_env=options.judge_key_env,
+        cache=options.verdicts_file,
+        max_concurrency=options.judge_concurrency,
+        prompt_price=read,
+        completion_price=written,
+    )
+
+
+def differences(models: dict[str, Any]) -> dict[str, Any]:
+    """
+    Of each model but the first, its figures minus the first's, prompt by prompt.
+
+    Left out are figures that no prompt has a share of (a perplexity), and those that are not the same measurement (per
+    token, of other tokenizers).
+    """
+    (_, first), *others = models.items()
+    found: dict[str, Any] = {}
+    for name, other in others:
+        for suite_name, figures in other["figures"].items():
+            for figure_name, record in figures.items():
+                base = first["figures"].get(suite_name, {}).get(figure_name)
+                if base is None or not base["per_prompt"]:
+                    continue
+                try:
+                    difference = paired_difference(Figure.from_dict(record), Figure.from_dict(base))
+                except ValueError:
+                    continue
+                found.setdefault(name, {}).setdefault(suite_name, {})[figure_name] = difference.as_dict()
+    return found
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    suites: list[Suite]
+    subjects: list[Subject]
+    rows: dict[str, tasks.Rows]
+
+
+def _prepare(models: dict[str, str], options: EvaluationOptions) -> _Prepared:
+    """Everything that can be wrong is, before anything is spent."""
+    if not models:
+        raise ValueError("There is no model to evaluate.")
+    suites = [suite(name) for name in dict.fromkeys(options.suites)]
+    # What generates comes first: an engine in a process of its own then makes way for the weights, once.
+    suites.sort(key=lambda chosen: chosen.sampling is None)
+    subjects = [Subject(name, model, options) for name, model in models.items()]
+    rows = {chosen.name: tasks.load(chosen, options) for chosen in suites}
+    for chosen in suites:
+        if chosen.sampling is not None:
+            _ = Work(chosen, subjects[0], rows[chosen.name], options).sampling
+    return _Prepared(suites, subjects, rows)
+
+
+def _evaluate_one(
+    subject: Subject, prepared: _Prepared, options: EvaluationOptions, judge: "JudgeClient | None"
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    asked = None if judge is None else judge.usage.as_dict()
+    for chosen in prepared.suites:
+        work = Work(chosen, subject, prepared.rows[chosen.name], options, judge)
+        settings = work.settings()
+        figures[chosen.name] = {
+            name: {**figure.as_dict(), "settings": {**settings, **figure.settings}}
+            for name, figure in chosen.figures(work).items()
+        }
+    usage = asdict(subject.made)
+    if judge is not None:
+        usage["judge"] = {
+            key: value - (asked[key] or 0) if value is not None else None
+            for key, value in judge.usage.as_dict().items()
+        }
+    return {
+        "model": subject.given,
+        "folder": str(subject.folder),
+        "fingerprint": subject.fingerprint,
+        "figures": {name: figures[name] for name in options.suites},
+        "usage": usage,
+    }
+
+
+@contextmanager
+def _closing(subject: Subject) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        subject.close()
+
+
+def _versions() -> dict[str, str]:
+    from ..trainers.run_directory import versions
+
+    found = versions()
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,26 @@
+"""G-Eval: a judge's scores on criteria, divided by the true continuation's (000, Table 1)."""
+
+from typing import Any
+
+from ..figures import Figure
+from ..work import Work
+from .suite import Suite
+
+
+def _figures(work: Work) -> dict[str, Figure]:
+    from ..judging import geval
+
+    return work.over_repetitions(
+        lambda responses: geval(
+            work.judge, work.judged({key: one.text for key, one in responses.items()}), work.options.criteria
+        )
+    )
+
+
+def _requests(work: Work, texts: dict[str, str]) -> list[Any]:
+    from ..judging import geval_requests
+
+    return geval_requests(work.judged(texts), work.options.criteria)
+
+
+SUITE = Suite(name="geval", figures=_figures, requests=_requests, packages={"openai": "eval"})

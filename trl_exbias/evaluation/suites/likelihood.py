@@ -1,0 +1,129 @@
+"""Perplexity, free-running cross-entropy and the gap, as `exbias measure` has them, as figures that can be compared."""
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from ..cuts import response_ids
+from ..figures import Figure
+from ..work import Work
+from .suite import Suite
+
+
+def _figures(work: Work) -> dict[str, Figure]:
+    model, tokenizer, options = work.subject.model, work.subject.tokenizer, work.options
+    ids, contexts = [item.id for item in work.items], [item.ids for item in work.items]
+    if work.cuts is not None:
+        horizons = work.cuts.horizons
+        nll, keys, texts = _of_documents(work, model, tokenizer)
+        sums, counts = nll, np.ones(len(nll))
+    else:
+        answers = [item.references[0] for item in work.items]
+        responses = [response_ids(tokenizer, answer) for answer in answers]
+        horizons, keys, texts = [response[: options.horizon] for response in responses], ids, answers
+        sums, counts = _of_responses(model, contexts, responses)
+    settings = {**work.settings(), "horizon": options.horizon, "num_samples": options.num_samples, "seed": options.seed}
+    # Per token says nothing across tokenizers: figures of others are not to be compared.
+    per_token = {**settings, "tokens": _digest([*contexts, *horizons])}
+    entropy = token_mean("cross_entropy", keys, sums, counts, per_token)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    scale = counts.sum() / (num_bytes * math.log(2))
+    return {
+        "cross_entropy": entropy,
+        "perplexity": _exponential(entropy),
+        "bits_per_byte": _scaled(entropy, "bits_per_byte", scale, settings),
+        **_free_running(model, ids, contexts, horizons, options, per_token),
+    }
+
+
+def _of_documents(work: Work, model, tokenizer) -> tuple[np.ndarray, list[str], list[str]]:
+    """Every stride-th token behind exactly `context_length` true ones: its NLL, its place and its text."""
+    from ...trajectories import starts
+    from ..perplexity import sliding_nll
+
+    length, stride = work.options.context_length, work.cuts.stride
+    documents = [tokenizer(text)["input_ids"] for text in work.rows.dataset["text"]]
+    places = [(i, start) for i, ids in enumerate(documents) for start in starts(len(ids), length + 1, stride)]
+    nll = sliding_nll(model, documents, length, stride, work.options.max_batch_tokens)
+    texts = [tokenizer.decode([documents[i][start + length]]) for i, start in places]
+    return nll, [f"{i}:{start}" for i, start in places], texts
+
+
+def _of_responses(model, contexts, responses) -> tuple[np.ndarray, np.ndarray]:
+    from ..likelihood import label_nll
+
+    rows = label_nll(model, contexts, responses, responses, 0)
+    return np.array([sum(row) for row in rows]), np.array([float(len(row)) for row in rows])
+
+
+def _free_running(model, ids, contexts, horizons, options, settings: dict[str, Any]) -> dict[str, Figure]:
+    import sys
+
+    from tqdm.auto import tqdm
+
+    from ..free_running import free_runs
+
+    with tqdm(total=len(contexts), desc="Free running", unit="start", leave=False, file=sys.stderr) as bar:
+        runs = free_runs(
+            model,
+            contexts,
+            horizons,
+            options.num_samples,
+            options.seed,
+            max_batch_tokens=options.max_batch_tokens,
+            on_progress=lambda starts, tokens: bar.update(starts),
+        )
+    counts = (~np.isnan(runs.teacher_forced)).sum(axis=1).astype(float)
+    columns = {
+        "teacher_forced": runs.teacher_forced,
+        "free_running": runs.free_running,
+        "gap": runs.free_running - runs.teacher_forced,
+    }
+    return {
+        name: token_mean(name, ids, np.nansum(values, axis=1), counts, settings) for name, values in columns.items()
+    }
+
+
+def token_mean(name: str, ids: list[str], sums: np.ndarray, counts: np.ndarray, settings: dict[str, Any]) -> Figure:
+    """
+    A mean over tokens, `R = Σ sums / Σ counts`, one sum and one count a prompt.
+
+    A ratio, linearised by prompt: a prompt's value is `R` plus its pull on it, `(sum − R · count) / mean count`. Their mean
+    is `R`, their bootstrap interval that of the ratio, and of two models on the same tokens the mean of their differences
+    is the difference of the ratios.
+    """
+    ratio = sums.sum() / counts.sum()
+    values = ratio + (sums - ratio * counts) / counts.mean()
+    per_prompt = dict(zip(ids, values.tolist(), strict=True))
+    return Figure.over_prompts(name, per_prompt, higher_is_better=False, settings=settings)
+
+
+def _exponential(entropy: Figure) -> Figure:
+    # No prompt has a share of it: compare cross-entropies.
+    ends = (math.exp(value) for value in (entropy.mean, entropy.low, entropy.high))
+    return Figure("perplexity", *ends, entropy.n, higher_is_better=False, settings=entropy.settings)
+
+
+def _scaled(figure: Figure, name: str, factor: float, settings: dict[str, Any]) -> Figure:
+    return Figure(
+        name,
+        figure.mean * factor,
+        figure.low * factor,
+        figure.high * factor,
+        figure.n,
+        higher_is_better=False,
+        settings=settings,
+        per_prompt={key: value * factor for key, value in figure.per_prompt.items()},
+    )
+
+
+def _digest(sequences: list[list[int]]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for sequence in sequences:
+        digest.update(f"{sequence};".encode())
+    return digest.hexdigest()
+
+
+SUITE = Suite(name="likelihood", figures=_figures, sampling=None)

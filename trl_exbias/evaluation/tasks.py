@@ -1,0 +1,229 @@
+"""What a model is asked: rows of data as prompts in token ids, with the references that its responses are held against."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cuts import Cuts, cut_documents
+from .options import EvaluationOptions
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from .suites.suite import Suite
+
+#: Contexts cut from plain text, where `num_examples` does not say.
+TEXT_EXAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Item:
+    """
+    One prompt.
+
+    Args:
+        id (`str`): Its row's number in the data; of plain text, the document's and the place in it.
+        ids (`list[int]`): What the model is given.
+        prompt (`str`): The same as a reader sees it: without the chat template's tokens.
+        references (`list[str]`): What a person wrote in answer; empty where the data have none.
+        row (`dict`): The row's columns.
+    """
+
+    id: str
+    ids: list[int]
+    prompt: str
+    references: list[str]
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """
+    A suite's data before any tokenizer.
+
+    Args:
+        dataset (`datasets.Dataset`): `prompt` and `completion`, or `text`.
+        raw (`datasets.Dataset`): The same rows with all their columns.
+        numbers (`list[int]`): Their places in the data.
+        settings (`dict`): What a figure's settings say of them.
+    """
+
+    dataset: "Dataset"
+    raw: "Dataset"
+    numbers: list[int]
+    settings: dict[str, Any]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether they are documents, to be cut into contexts."""
+        return "prompt" not in self.dataset.column_names
+
+
+def load(suite: "Suite", options: EvaluationOptions) -> Rows:
+    """
+    The rows that a suite is evaluated on: the data given for it, or its own.
+
+    Raises:
+        ValueError: if it has neither, or the columns do not fit; names them.
+    """
+    from ..cli.data_arguments import DataArguments
+    from ..cli.datasets import load_rows, render
+
+    given = options.data_of(suite.name)
+    if given is None and suite.data is None:
+        raise ValueError(f"The suite `{suite.name}` has no data of its own: give --data (hub id, folder or file).")
+    name, config, split = (given, options.data_config, options.split or "test") if given else suite.data
+    if given is None and options.split:
+        split = options.split
+    if Path(name).is_file() and split == "test":
+        split = "train"
+    try:
+        raw = load_rows(name, config, split, whole_documents=True)
+    except (ValueError, OSError) as error:  # `datasets` raises a handful of kinds of each
+        raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error}") from error
+    templates = _templates(suite, options, raw.column_names)
+    if not any(templates.values()):
+        dataset = _known_form(suite, options, raw)
+    elif templates["completion_template"]:
+        dataset = render(raw, DataArguments(**templates))
+    else:
+        dataset = render(raw, DataArguments(text_template=templates["prompt_template"])).rename_column("text", "prompt")
+    if suite.needs_references and "prompt" in dataset.column_names and not _has_references(dataset, raw, options):
+        raise ValueError(
+            f"`{suite.name}` compares with references, and the data have none (columns: {', '.join(raw.column_names)}). "
+            "Name them with --completion_template or --references_column."
+        )
+    numbers = list(range(len(raw)))
+    if "prompt" in dataset.column_names:
+        numbers = spread(len(raw), options.num_examples)
+        dataset, raw = dataset.select(numbers), raw.select(numbers)
+    settings = {"data": name, "data_config": config, "split": split, **templates, "rows": _identity(dataset)}
+    return Rows(dataset, raw, numbers, settings)
+
+
+def items(rows: Rows, suite: "Suite", options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase") -> list[Item]:
+    """The prompts of prompt-completion rows for one model's tokenizer."""
+    made = []
+    conversation = is_conversation(suite, options, tokenizer)
+    for number, row, raw in zip(rows.numbers, rows.dataset, rows.raw, strict=True):
+        prompt = row["prompt"]
+        if isinstance(prompt, str) and conversation:
+            prompt = [{"role": "user", "content": prompt}]
+        references = _references(row, raw, options)
+        made.append(Item(str(number), encode(tokenizer, prompt), readable(prompt), references, raw))
+    return made
+
+
+def is_conversation(suite: "Suite", options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """
+    Whether rendered prompts go through the chat template: as asked, else as the suite has it.
+
+    Raises:
+        ValueError: if they are to, and the tokenizer has none.
+    """
+    if options.as_conversation and tokenizer.chat_template is None:
+        raise ValueError("--as_conversation: the tokenizer has no chat template.")
+    if options.as_conversation is not None:
+        return options.as_conversation
+    return suite.as_conversation and tokenizer.chat_template is not None
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str | list[dict[str, str]]) -> list[int]:
+    """Token ids of a prompt: text as it is, messages through the chat template with the generation prompt."""
+    from ..data import conversation_prompt_ids
+
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return conversation_prompt_ids(tokenizer, prompt, {}, None)
+
+
+def readable(prompt: str | list[dict[str, str]]) -> str:
+    """A prompt for a judge: a single turn's text, or the turns with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def spread(length: int, wanted: int | None) -> list[int]:
+    """`wanted` of `length` places, evenly spread: sorted data (MATH by subject) are not cut at their beginning."""
+    if wanted is None or wanted >= length:
+        return list(range(length))
+    return [place * length // wanted for place in range(wanted)]
+
+
+def _templates(suite: "Suite", options: EvaluationOptions, columns: Sequence[str]) -> dict[str, str | None]:
+    """What was asked; else the suite's own, unless the rows are prompts and completions already."""
+    asked = {"prompt_template": options.prompt_template, "completion_template": options.completion_template}
+    if suite.prompt_template is not None and not ("prompt" in columns and not any(asked.values())):
+        own = {"prompt_template": suite.prompt_template, "completion_template": suite.completion_template}
+        asked = {name: asked[name] or own[name] for name in asked}
+    if asked["prompt_template"] and not asked["completion_template"] and options.references_column:
+        asked["completion_template"] = f"{{{{ {options.references_column}[0] }}}}"
+    return asked
+
+
+def _known_form(suite: "Suite", options: EvaluationOptions, raw: "Dataset") -> "Dataset":
+    """Prompts and completions, messages, or documents, as the columns say."""
+    columns = raw.column_names
+    if "prompt" in columns:
+        return raw
+    if "messages" in columns:
+        return raw.map(
+            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns=columns
+        )
+    if options.text_field in columns and suite.takes_text:
+        return raw.select_columns([options.text_field]).rename_columns(
+            {} if options.text_field == "text" else {options.text_field: "text"}
+        )
+    kinds = "`prompt` (and `completion`), `messages`" + (f" or `{options.text_field}`" if suite.takes_text else "")
+    raise ValueError(
+        f"The data of `{suite.name}` have no {kinds} (columns: {', '.join(columns)}). Give --prompt_template and "
+        "--completion_template" + (", or name a column of plain text with --text_field." if suite.takes_text else ".")
+    )
+
+
+def _has_references(dataset: "Dataset", raw: "Dataset", options: EvaluationOptions) -> bool:
+    if options.references_column is not None and options.references_column not in raw.column_names:
+        raise ValueError(
+            f"--references_column {options.references_column} is no column of the data (columns: "
+            f"{', '.join(raw.column_names)})."
+        )
+    return options.references_column is not None or "completion" in dataset.column_names
+
+
+def _references(row: dict[str, Any], raw: dict[str, Any], options: EvaluationOptions) -> list[str]:
+    if options.references_column is not None:
+        return [str(reference) for reference in raw[options.references_column]]
+    completion = row.get("completion")
+    if completion is None:
+        return []
+    return [completion if isinstance(completion, str) else completion[-1]["content"]]
+
+
+def _identity(dataset: "Dataset") -> str:
+    """Of the rows asked for: figures over other rows must not be compared."""
+    digest = hashlib.blake2b(digest_size=8)
+    columns = [name for name in ("prompt", "completion", "text") if name in dataset.column_names]
+    for row in dataset.select_columns(columns):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def text_items(
+    rows: Rows, options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase", horizon: int
+) -> tuple[list[Item], Cuts]:
+    """Contexts of plain text as prompts, and the `horizon` true tokens behind each as its reference."""
+    documents = [tokenizer(text)["input_ids"] for text in rows.dataset["text"]]
+    cuts = cut_documents(documents, options.context_length, horizon, options.num_examples or TEXT_EXAMPLES)
+    made = [
+        Item(f"{document}:{start}", context, tokenizer.decode(context), [tokenizer.decode(behind)])
+        for (document, start), context, behind in zip(cuts.places, cuts.contexts, cuts.horizons, strict=True)
+    ]
+    return made, cuts
