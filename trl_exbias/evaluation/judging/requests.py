@@ -54,26 +54,26 @@ class JudgeAnswer:
     What the judge wrote.
 
     Args:
-        text (`str`): The answer, never empty.
+        text (`str`): The answer. (Of what a client returns never empty.)
         finish_reason (`str`, *optional*): `"stop"`, or `"length"` where `max_tokens` cut it.
         prompt_tokens, completion_tokens (`int`): As the endpoint counts them.
-        alternatives (`tuple[dict[str, float], ...]`):
-            Log-probabilities of the likeliest tokens at each token of the answer, where they were asked for and the
-            endpoint returns them; else empty.
+        tokens (`tuple[tuple[str, dict[str, float]], ...]`):
+            Each token of the answer with the log-probabilities of the likeliest tokens in its place, where they were
+            asked for and the endpoint returns them; else empty.
     """
 
     text: str
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    alternatives: tuple[dict[str, float], ...] = ()
+    tokens: tuple[tuple[str, dict[str, float]], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "alternatives": list(self.alternatives)}
+        return {**self.__dict__, "tokens": [[token, alternatives] for token, alternatives in self.tokens]}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "JudgeAnswer":
-        return cls(**{**record, "alternatives": tuple(record["alternatives"])})
+        return cls(**{**record, "tokens": tuple((token, alternatives) for token, alternatives in record["tokens"])})
 
 
 @dataclass

@@ -1,0 +1,71 @@
+"""Answers of judges on the disk: nothing is asked, or paid, twice."""
+
+import json
+import logging
+from pathlib import Path
+
+from .requests import JudgeAnswer
+
+
+logger = logging.getLogger(__name__)
+
+
+class AnswerCache:
+    """
+    Answers by the key of their question, one line of JSON each, written as they come.
+
+    A line that cannot be read (the last one, of a process that was killed while it wrote) is left out: its question is
+    asked again. Processes may share a file.
+
+    Args:
+        path (`Path`, *optional*): The file; made with the first answer. Without one, answers last as long as the object.
+
+    Raises:
+        ValueError: if `path` is a folder.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = None if path is None else Path(path)
+        self._answers: dict[str, JudgeAnswer] = {}
+        if self.path is not None and self.path.is_dir():
+            raise ValueError(
+                f"The cache of answers {self.path} is a folder; give a file, e.g. {self.path / 'judge.jsonl'}."
+            )
+        if self.path is not None and self.path.exists():
+            self._read()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str) -> JudgeAnswer | None:
+        return self._answers.get(key)
+
+    def add(self, key: str, answer: JudgeAnswer, model: str, template: str) -> None:
+        """Keeps an answer; it is on its way to the disk when this returns. `model` and `template` are for the reader."""
+        self._answers[key] = answer
+        if self.path is None:
+            return
+        record = {"key": key, "model": model, "template": template, "answer": answer.as_dict()}
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # One unbuffered write at the end of the file, whole: lines of several processes do not mix.
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(line)
+
+    def _read(self) -> None:
+        contents = self.path.read_bytes()
+        unreadable = 0
+        for line in contents.splitlines():
+            try:
+                record = json.loads(line)
+                self._answers.setdefault(record["key"], JudgeAnswer.from_dict(record["answer"]))
+            except (ValueError, KeyError, TypeError):
+                unreadable += bool(line.strip())
+        if contents and not contents.endswith(b"\n"):
+            with open(self.path, "ab") as file:
+                file.write(b"\n")
+        if unreadable:
+            logger.warning(f"{self.path}: {unreadable} unreadable lines; their questions are asked again.")
