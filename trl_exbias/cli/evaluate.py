@@ -112,7 +112,8 @@ def _evaluate(models: dict[str, str], options: EvaluationOptions) -> int:
     )
     for name, found in report["models"].items():
         print(f"{name}: {_usage(found['usage'])}")
-    print(f"\nReport: {Path(options.output) / EVALUATION_FILE}")
+    for file in [*report["files"], EVALUATION_FILE]:
+        print(f"Written: {Path(options.output) / file}")
     return 0
 
 

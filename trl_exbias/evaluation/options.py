@@ -1,6 +1,7 @@
 """What an evaluation is asked to do: one dataclass, which is also the command line of `exbias evaluate`."""
 
 import difflib
+import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ class EvaluationOptions:
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return json.loads(json.dumps(values, default=str))
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -1,6 +1,7 @@
 """`exbias evaluate` as a function: models and suites in, figures out, generations and verdicts kept on the way."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from . import tasks
 from .figures import Figure, paired_difference
 from .options import EvaluationOptions
 from .subject import Subject
-from .suites import JUDGED, suite
+from .suites import JUDGED, load_suite
 from .suites.suite import Suite
 from .work import Work
 
@@ -45,10 +46,12 @@ def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, An
                 "folder": "runs/bash/checkpoint-8",  # what was loaded
                 "fingerprint": "…",  # of its weights; an adapter's includes its base's
                 "figures": {suite: {figure: Figure.as_dict()}},
+                "curves": {suite: {figure: {"mean": […], "low": […], "high": […]}}},  # over the steps of free running
                 "usage": {"generations": 0, "kept_generations": 0, "generated_tokens": 0, "seconds": 0.0, "judge": {…}},
             }
         },
         "differences": {name: {suite: {figure: Figure.as_dict()}}},  # to the first model, prompt by prompt
+        "files": ["embedding_distance.png", …],  # plots and the like, in `options.output`
         "settings": EvaluationOptions.as_dict(),
         "versions": {"trl-exbias": "…", …},
     }
@@ -62,19 +65,25 @@ def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, An
 
     prepared = _prepare(models, options)
     judge = judge_client(options) if set(options.suites) & set(JUDGED) else None
+    if judge is not None:
+        _check_key(options)
     found: dict[str, Any] = {}
+    drawn: dict[str, dict[str, dict[str, Figure]]] = {}
     for subject in prepared.subjects:
         with _closing(subject):
-            found[subject.name] = _evaluate_one(subject, prepared, options, judge)
+            found[subject.name] = _evaluate_one(subject, prepared, options, judge, drawn)
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = [path for chosen in prepared.suites if chosen.plot for path in chosen.plot(drawn[chosen.name], folder)]
     report = {
         "format": 1,
         "models": found,
         "differences": differences(found),
+        "files": [path.name for path in plots],
         "settings": options.as_dict(),
         "versions": _versions(),
     }
-    Path(options.output).mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(options.output) / EVALUATION_FILE, json.dumps(report, indent=2).encode())
+    write_atomically(folder / EVALUATION_FILE, json.dumps(report, indent=2).encode())
     return report
 
 
@@ -104,11 +113,9 @@ def plan_judging(models: dict[str, str], options: EvaluationOptions) -> list[Jud
     Raises:
         ValueError: if no suite asks a judge; else as [`evaluate`].
     """
-    from .judging import estimate
-
     if not set(options.suites) & set(JUDGED):
         raise ValueError(f"A dry run is of suites that ask a judge: {', '.join(JUDGED)}.")
-    prepared, plans = _prepare(models, options), []
+    prepared, judge, plans = _prepare(models, options), judge_client(options), []
     for subject in prepared.subjects:
         for chosen in prepared.suites:
             if chosen.requests is None:
@@ -120,9 +127,7 @@ def plan_judging(models: dict[str, str], options: EvaluationOptions) -> list[Jud
                 stand_ins += sum(text is None for text in texts.values())
                 stood_in = {key: work.references[key][0] if text is None else text for key, text in texts.items()}
                 requests += chosen.requests(work, stood_in)
-            plans.append(
-                JudgingPlan(subject.name, chosen.name, requests, estimate(requests, options.judge_prices), stand_ins)
-            )
+            plans.append(JudgingPlan(subject.name, chosen.name, requests, judge.estimate(requests), stand_ins))
     return plans
 
 
@@ -140,6 +145,14 @@ def judge_client(options: EvaluationOptions) -> "JudgeClient":
         prompt_price=read,
         completion_price=written,
     )
+
+
+def _check_key(options: EvaluationOptions) -> None:
+    if options.judge_url.startswith("https") and not os.environ.get(options.judge_key_env):
+        raise ValueError(
+            f"{options.judge_url} needs a key: put it into the environment variable {options.judge_key_env}, or name another "
+            "one with --judge_key_env."
+        )
 
 
 def differences(models: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +189,11 @@ def _prepare(models: dict[str, str], options: EvaluationOptions) -> _Prepared:
     """Everything that can be wrong is, before anything is spent."""
     if not models:
         raise ValueError("There is no model to evaluate.")
-    suites = [suite(name) for name in dict.fromkeys(options.suites)]
+    suites = [load_suite(name) for name in dict.fromkeys(options.suites)]
     # What generates comes first: an engine in a process of its own then makes way for the weights, once.
     suites.sort(key=lambda chosen: chosen.sampling is None)
+    for chosen in suites:
+        chosen.check(options)
     subjects = [Subject(name, model, options) for name, model in models.items()]
     rows = {chosen.name: tasks.load(chosen, options) for chosen in suites}
     for chosen in suites:
@@ -188,9 +203,14 @@ def _prepare(models: dict[str, str], options: EvaluationOptions) -> _Prepared:
 
 
 def _evaluate_one(
-    subject: Subject, prepared: _Prepared, options: EvaluationOptions, judge: "JudgeClient | None"
+    subject: Subject,
+    prepared: _Prepared,
+    options: EvaluationOptions,
+    judge: "JudgeClient | None",
+    drawn: dict[str, dict[str, dict[str, Figure]]],
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
+    curves: dict[str, Any] = {}
     asked = None if judge is None else judge.usage.as_dict()
     for chosen in prepared.suites:
         work = Work(chosen, subject, prepared.rows[chosen.name], options, judge)
@@ -199,6 +219,9 @@ def _evaluate_one(
             name: {**figure.as_dict(), "settings": {**settings, **figure.settings}}
             for name, figure in chosen.figures(work).items()
         }
+        if work.curves:
+            curves[chosen.name] = work.curves
+        drawn.setdefault(chosen.name, {})[subject.name] = work.drawn
     usage = asdict(subject.made)
     if judge is not None:
         usage["judge"] = {
@@ -210,6 +233,7 @@ def _evaluate_one(
         "folder": str(subject.folder),
         "fingerprint": subject.fingerprint,
         "figures": {name: figures[name] for name in options.suites},
+        "curves": curves,
         "usage": usage,
     }
 

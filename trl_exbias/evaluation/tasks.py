@@ -71,6 +71,8 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     Raises:
         ValueError: if it has neither, or the columns do not fit; names them.
     """
+    from datasets import load_dataset
+
     from ..cli.data_arguments import DataArguments
     from ..cli.datasets import load_rows, render
 
@@ -83,7 +85,10 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     if Path(name).is_file() and split == "test":
         split = "train"
     try:
-        raw = load_rows(name, config, split, whole_documents=True)
+        if name.startswith("hf://"):
+            raw = load_dataset("json", data_files=name, split=split)
+        else:
+            raw = load_rows(name, config, split, whole_documents=True)
     except (ValueError, OSError) as error:  # `datasets` raises a handful of kinds of each
         raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error}") from error
     templates = _templates(suite, options, raw.column_names)

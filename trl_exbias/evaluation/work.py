@@ -1,7 +1,7 @@
 """One model before one suite: the prompts in its tokens, its responses, and what a figure's settings must say of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,10 @@ class Work:
     rows: tasks.Rows
     options: EvaluationOptions
     judge: "JudgeClient | None" = None
+    #: Of a suite that draws: the figures behind its picture, which need not be over prompts.
+    drawn: dict[str, Figure] = field(default_factory=dict)
+    #: Of a suite that looks step by step: `mean`, `low` and `high` of each step, by the figure's name.
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @cached_property
     def sampling(self) -> Sampling:

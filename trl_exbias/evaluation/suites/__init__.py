@@ -23,7 +23,7 @@ SUITES = {
 JUDGED = ("win_rate", "geval", "alpaca")
 
 
-def suite(name: str) -> "Suite":
+def load_suite(name: str) -> "Suite":
     """
     A suite by its name.
 

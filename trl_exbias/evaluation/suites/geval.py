@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..figures import Figure
+from ..options import EvaluationOptions
 from ..work import Work
 from .suite import Suite
 
@@ -17,10 +18,18 @@ def _figures(work: Work) -> dict[str, Figure]:
     )
 
 
+def _check(options: EvaluationOptions) -> None:
+    from ..judging.geval_criteria import named_criteria, read_criteria
+
+    if options.criteria is None:
+        raise ValueError(f"`geval` needs --criteria: one of {', '.join(named_criteria())}, or a .yaml file of yours.")
+    read_criteria(options.criteria)
+
+
 def _requests(work: Work, texts: dict[str, str]) -> list[Any]:
     from ..judging import geval_requests
 
     return geval_requests(work.judged(texts), work.options.criteria)
 
 
-SUITE = Suite(name="geval", figures=_figures, requests=_requests, packages={"openai": "eval"})
+SUITE = Suite(name="geval", figures=_figures, requests=_requests, check=_check, packages={"openai": "eval"})

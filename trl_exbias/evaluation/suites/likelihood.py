@@ -2,10 +2,12 @@
 
 import hashlib
 import math
+import sys
 from typing import Any
 
 import numpy as np
 
+from ..bootstrap import bootstrap_interval
 from ..cuts import response_ids
 from ..figures import Figure
 from ..work import Work
@@ -34,7 +36,7 @@ def _figures(work: Work) -> dict[str, Figure]:
         "cross_entropy": entropy,
         "perplexity": _exponential(entropy),
         "bits_per_byte": _scaled(entropy, "bits_per_byte", scale, settings),
-        **_free_running(model, ids, contexts, horizons, options, per_token),
+        **_free_running(work, ids, contexts, horizons, per_token),
     }
 
 
@@ -58,16 +60,15 @@ def _of_responses(model, contexts, responses) -> tuple[np.ndarray, np.ndarray]:
     return np.array([sum(row) for row in rows]), np.array([float(len(row)) for row in rows])
 
 
-def _free_running(model, ids, contexts, horizons, options, settings: dict[str, Any]) -> dict[str, Figure]:
-    import sys
-
+def _free_running(work: Work, ids, contexts, horizons, settings: dict[str, Any]) -> dict[str, Figure]:
     from tqdm.auto import tqdm
 
     from ..free_running import free_runs
 
+    options = work.options
     with tqdm(total=len(contexts), desc="Free running", unit="start", leave=False, file=sys.stderr) as bar:
         runs = free_runs(
-            model,
+            work.subject.model,
             contexts,
             horizons,
             options.num_samples,
@@ -75,14 +76,19 @@ def _free_running(model, ids, contexts, horizons, options, settings: dict[str, A
             max_batch_tokens=options.max_batch_tokens,
             on_progress=lambda starts, tokens: bar.update(starts),
         )
-    counts = (~np.isnan(runs.teacher_forced)).sum(axis=1).astype(float)
+    present = (~np.isnan(runs.teacher_forced)).astype(float)
     columns = {
         "teacher_forced": runs.teacher_forced,
         "free_running": runs.free_running,
         "gap": runs.free_running - runs.teacher_forced,
     }
+    for name, values in columns.items():
+        low, high = bootstrap_interval(values, present)
+        ends = {"low": low.tolist(), "high": high.tolist()}
+        work.curves[name] = {"mean": np.nanmean(values, axis=0).tolist(), **ends}
     return {
-        name: token_mean(name, ids, np.nansum(values, axis=1), counts, settings) for name, values in columns.items()
+        name: token_mean(name, ids, np.nansum(values, axis=1), present.sum(axis=1), settings)
+        for name, values in columns.items()
     }
 
 

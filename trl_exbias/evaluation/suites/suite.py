@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..figures import Figure
@@ -10,6 +11,7 @@ from ..subject import Sampling
 
 
 if TYPE_CHECKING:
+    from ..options import EvaluationOptions
     from ..work import Work
 
 
@@ -28,8 +30,12 @@ class Suite:
         needs_references (`bool`): Whether the data must have an answer to each prompt.
         takes_text (`bool`): Whether it can be given plain text, which is cut into contexts and continuations.
         packages (`dict[str, str]`): Modules that it needs, and the extra that installs each.
+        check (`Callable[[EvaluationOptions], None]`, *optional*):
+            Raises a `ValueError` for options that it cannot use, before anything is spent.
         requests (`Callable[[Work, dict[str, str]], list[JudgeRequest]]`, *optional*):
             What a judge would be asked about responses, by the prompt's id.
+        plot (`Callable[[dict[str, dict[str, Figure]], Path], list[Path]]`, *optional*):
+            Draws what the suite left in `Work.drawn` of each model into a folder, and returns the files.
     """
 
     name: str
@@ -42,7 +48,9 @@ class Suite:
     needs_references: bool = True
     takes_text: bool = True
     packages: dict[str, str] = field(default_factory=dict)
+    check: Callable[["EvaluationOptions"], Any] = lambda options: None
     requests: Callable[["Work", dict[str, str]], list[Any]] | None = None
+    plot: Callable[[dict[str, dict[str, Figure]], Path], list[Path]] | None = None
 
     def check_packages(self) -> None:
         """

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..figures import Figure
+from ..options import EvaluationOptions
 from ..work import Work
 from .suite import Suite
 
@@ -10,6 +11,13 @@ from .suite import Suite
 def _settings(work: Work) -> dict[str, Any]:
     options = work.options
     return {"seed": options.seed, "both_orders": options.both_orders, "task": options.task or "summarization"}
+
+
+def _check(options: EvaluationOptions) -> None:
+    from ..judging import win_rate_requests
+
+    # Reads the template.
+    win_rate_requests([], task=options.task or "summarization")
 
 
 def _figures(work: Work) -> dict[str, Figure]:
@@ -28,4 +36,4 @@ def _requests(work: Work, texts: dict[str, str]) -> list[Any]:
     return win_rate_requests(work.judged(texts), **_settings(work))
 
 
-SUITE = Suite(name="win_rate", figures=_figures, requests=_requests, packages={"openai": "eval"})
+SUITE = Suite(name="win_rate", figures=_figures, requests=_requests, check=_check, packages={"openai": "eval"})
