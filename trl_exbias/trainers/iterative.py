@@ -47,6 +47,7 @@ from .finite import check_loss, check_weights
 from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint_sums import JointSums
+from .model_card import create_model_card, save_model_card
 from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
 from .preemption import Preemption
 from .processes import Processes
@@ -425,6 +426,14 @@ class IterativeSFTTrainer(SFTTrainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if not _internal_call:
+            save_model_card(self, output_dir or self.args.output_dir)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Writes `README.md` of `output_dir`: method, paper, recipe, exposure bias, versions; see [`~trl.SFTTrainer`]."""
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            create_model_card(self, model_name, dataset_name, tags)
 
     def _joint_dataloader(self) -> DataLoader:
         # One prepared loader at a time: accelerate keeps a reference to each, and would save all their states.
