@@ -1,5 +1,6 @@
 """Large language models as judges: win rate and G-Eval, through any OpenAI-compatible endpoint."""
 
+from .alpaca import alpaca_requests, alpaca_win_rate
 from .client import JudgeClient
 from .endpoint import JudgeError
 from .estimate import Estimate, estimate
@@ -19,6 +20,8 @@ __all__ = [
     "JudgeRequest",
     "Judged",
     "Usage",
+    "alpaca_requests",
+    "alpaca_win_rate",
     "estimate",
     "geval",
     "geval_requests",

@@ -1,6 +1,7 @@
 """G-Eval: a judge's score of completions, beside its score of the true continuations."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from .endpoint import JudgeError
 from .geval_criteria import Criteria, read_criteria
 from .geval_score import expected_score, read_score
 from .requests import JudgeAnswer, Judged, JudgeRequest
-from .template import JudgeTemplate
+from .template import JudgeTemplate, last_word
 from .win_rate import check_ids
 
 
@@ -156,11 +157,9 @@ def _steps_request(criteria: Criteria) -> JudgeRequest:
 
 
 def _written_steps(client: JudgeClient, criteria: Criteria) -> tuple[str, ...]:
-    from .template import last_word
-
     answer = client.ask([_steps_request(criteria)], "Steps of G-Eval")[0]
     text = last_word(answer.text) if answer else None
-    lines = [line.strip().lstrip("0123456789.)-*• ").strip() for line in (text or "").splitlines()]
+    lines = [re.sub(r"^(?:\d+[.)]|[-*•])\s+", "", line.strip()) for line in (text or "").splitlines()]
     steps = tuple(line for line in lines if line)
     if not steps:
         raise JudgeError(f"{client.model} wrote no evaluation steps; give `steps` in the criteria's file.")
