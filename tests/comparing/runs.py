@@ -67,3 +67,49 @@ def figure(name: str, mean: float, seed: int = 0, n: int = 60, spread: float = 0
     """A figure over prompts whose values scatter about `mean`."""
     values = mean + spread * np.random.default_rng(seed).standard_normal(n)
     return Figure.over_prompts(name, {str(i): float(v) for i, v in enumerate(values)}, **fields)
+
+
+HOSTILE = (
+    "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+    "</pre></div><h1>taken over</h1>\n````\n```js\n{{ 7 * 7 }} ]]> & <!-- "
+)
+
+
+def content(**changes):
+    """Four runs and the model they began from: RAC clearly better, BASH undecided, SPIN over the budget."""
+    from trl_exbias.comparing.compute import Compute
+    from trl_exbias.comparing.content import Content, Curve, Entry, EqualCompute, Sample
+
+    def entry(name, method, seed, solved, ce, gap, compute):
+        figures = {
+            "likelihood/cross_entropy": figure("cross_entropy", ce, seed, higher_is_better=False),
+            "likelihood/free_running": figure("free_running", ce + gap, seed + 10, higher_is_better=False),
+            "likelihood/gap": figure("gap", gap, seed + 20, higher_is_better=False),
+            "gsm8k/gsm8k_strict": figure("gsm8k_strict", solved, seed, spread=0.05),
+            "degeneration/length": figure("length", 80.0, seed, higher_is_better=None),
+        }
+        mean = [gap * step / 4 for step in range(8)]
+        curve = Curve(mean, [value - 0.1 for value in mean], [value + 0.1 for value in mean])
+        own = {"beta": 0.2} if method == "bash" else {}
+        return Entry(name, method, own, compute, figures, {"likelihood/gap": curve}, name)
+
+    def compute(trained, generated=0, teacher=0, **more):
+        seconds = {"sft": 60.0, **({"rollouts": 40.0, "joint": 80.0} if generated else {"joint": 110.0})}
+        return Compute(trained, generated, teacher, 48, seconds, 200.0, 2_400_000_000, **more)
+
+    entries = (
+        entry("untrained", None, 0, 0.05, 1.9, 2.5, None),
+        entry("sft", "sft", 1, 0.20, 0.70, 2.0, compute(15_100)),
+        entry("bash", "bash", 2, 0.201, 0.69, 1.4, compute(13_000, 2_050, derived=("generated",))),
+        entry("rac", "rac", 3, 0.40, 0.75, 1.2, compute(9_000, 3_000, 3_000)),
+        entry("spin", "spin", 4, 0.10, 0.90, 2.2, compute(12_000, 3_500, 3_500, attempts=2)),
+    )
+    sample = Sample("How many?\nThink.", {e.name: f"{e.name} says 4" for e in entries} | {"rac": HOSTILE})
+    fields = {
+        "title": "Four methods on word problems",
+        "entries": entries,
+        "equal": EqualCompute("tokens", 15_000.0, 0.05),
+        "samples": (sample,),
+        "settings": {"shared": {"model_name_or_path": "SmolLM2-135M", "learning_rate": 1e-4}},
+    }
+    return Content(**{**fields, **changes})

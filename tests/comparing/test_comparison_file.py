@@ -61,7 +61,14 @@ def test_a_sweep_makes_a_run_of_each_value_and_of_each_pair_of_values(tmp_path):
         ({"runs": {"a": {"method": "sft", "max_steps": 5}}}, "`max_steps` is what `equal: tokens` sets"),
         ({"runs": {"untrained": {"method": "sft"}}}, "call the run otherwise"),
         ({"base": {"output_dir": "x"}}, "`output_dir` is set by the comparison itself"),
-        ({"evaluate": {}}, "`evaluate` needs `suites`"),
+        ({"evaluate": {}}, "`evaluate`: `suites` is empty"),
+        ({"evaluate": {"suites": ["rogue"]}}, "Did you mean `rouge`?"),
+        ({"evaluate": {"suites": ["rouge"], "split_": "x"}}, "`evaluate`: `split_` is not a known key"),
+        ({"evaluate": {"suites": ["rouge"], "output": "x"}}, "`evaluate`: `output` is set by the comparison itself"),
+        ({"demo": 5}, "`demo` must be a mapping"),
+        ({"demo": {"row": 5}}, "`demo`: `row` is not a known key. Did you mean `rows`?"),
+        ({"demo": {"rows": 0}}, "`rows` must be 1 or more"),
+        ({"demo": {}}, "`demo` stands for `base: model_name_or_path`, `base: dataset_name`"),
         ({"equal": "flops"}, "`equal` must be one of tokens, seconds, none"),
         ({"tolerance": 5}, "`tolerance` must be a share"),
         ({"budget": "rac"}, "`budget` must be the name of a run (sft, bash), or how many tokens, got 'rac'"),
@@ -83,3 +90,11 @@ def test_all_mistakes_come_at_once(tmp_path):
 def test_a_length_of_ones_own_is_allowed_without_equal_compute(tmp_path):
     runs = {"a": {"method": "sft", "max_steps": 5}}
     assert read(tmp_path, runs=runs, equal="none").runs[0].keys["max_steps"] == 5
+
+
+def test_the_command_line_wins_over_base_and_evaluate(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL, sort_keys=False))
+    found = read_comparison(path, {"learning_rate": 5e-6, "evaluate.num_examples": 8})
+    assert {run.keys["learning_rate"] for run in found.runs} == {5e-6}
+    assert found.evaluate == {"suites": ["likelihood"], "num_examples": 8}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cli.keys import CONFIG_CLASSES, unknown_key_message, valid_keys
 from ..cli.recipe import RecipeError
+from .evaluate_options import check_options
 
 
 #: Plain SFT: BASH without anything mixed.
@@ -60,6 +61,8 @@ class Comparison:
         untrained (`bool`): Whether the model that the runs begin from is evaluated too.
         headline (`tuple[str, ...]`): Figures of the decision table, as `suite/figure`. Default: the first of each suite.
         output_dir (`str`): Where everything goes.
+        base (`dict`): The keys that all runs share.
+        demo (`dict`, *optional*): The embedded model and word problems, in place of a model and data: how many, which seed.
     """
 
     name: str
@@ -73,14 +76,15 @@ class Comparison:
     headline: tuple[str, ...] = ()
     output_dir: str = ""
     base: dict[str, Any] = field(default_factory=dict)
+    demo: dict[str, Any] | None = None
 
 
-def read_comparison(path: str | Path) -> Comparison:
+def read_content(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """
-    Reads a comparison file.
+    What a comparison file says, with the command line's keys in it; see [`read_comparison`].
 
     Raises:
-        RecipeError: with everything that is wrong with it.
+        RecipeError: if it cannot be read or is no mapping.
     """
     import yaml
 
@@ -90,6 +94,25 @@ def read_comparison(path: str | Path) -> Comparison:
         raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
     if not isinstance(content, dict):
         raise RecipeError(str(path), ["a comparison is a mapping of keys to values."])
+    for key, value in (overrides or {}).items():
+        part, dot, option = key.partition(".")
+        place, key = (part, option) if dot else ("base", key)
+        if isinstance(content.get(place) or {}, dict):
+            content[place] = {**(content.get(place) or {}), key: value}
+    return content
+
+
+def read_comparison(path: str | Path, overrides: dict[str, Any] | None = None) -> Comparison:
+    """
+    Reads a comparison file.
+
+    Args:
+        overrides (`dict`, *optional*): Keys of `base` (or, as `evaluate.KEY`, of `evaluate`) that win over the file's.
+
+    Raises:
+        RecipeError: with everything that is wrong with it.
+    """
+    content = read_content(path, overrides)
     problems: list[str] = []
     known = [f.name for f in fields(Comparison)] + ["sweep"]
     problems += [unknown_key_message(key, known) for key in content if key not in known]
@@ -101,10 +124,14 @@ def read_comparison(path: str | Path) -> Comparison:
         base = {}
     runs = _runs(content, base, problems)
     options = _options(content, runs, problems)
+    if content.get("demo") is not None:
+        from .demo_inputs import check_demo
+
+        problems += check_demo(content["demo"], base, content.get("evaluate") or {})
     if problems:
         raise RecipeError(str(path), problems)
     output_dir = content.get("output_dir") or f"runs/compare-{Path(path).stem}"
-    return Comparison(name, tuple(runs), base=base, output_dir=output_dir, **options)
+    return Comparison(name, tuple(runs), base=base, output_dir=output_dir, demo=content.get("demo"), **options)
 
 
 def _options(content: dict[str, Any], runs: list[PlannedRun], problems: list[str]) -> dict[str, Any]:
@@ -133,8 +160,8 @@ def _options(content: dict[str, Any], runs: list[PlannedRun], problems: list[str
     ):
         if not is_valid:
             problems.append(f"`{key}` must be {allowed}, got {found[key]!r}.")
-    if isinstance(found["evaluate"], dict) and not found["evaluate"].get("suites"):
-        problems.append("`evaluate` needs `suites`: what to measure; see `exbias evaluate --help`.")
+    if isinstance(found["evaluate"], dict):
+        problems += check_options({"suites": (), **found["evaluate"]})
     if found["equal"] not in EQUALITIES[:2]:
         if found["budget"] is not None:
             problems.append("`budget` has no meaning with `equal: none`: leave it out.")

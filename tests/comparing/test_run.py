@@ -1,0 +1,94 @@
+"""A comparison as a user runs one: in processes of its own, from a model folder and a data file, killed and gone on with."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from trl_exbias.comparing.compute import read_attempts, read_compute
+
+from ..tiny import byte_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two runs, compared."""
+    folder = tmp_path_factory.mktemp("compare")
+    tiny_model().save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    rows = [{"prompt": f"{i} + 1?", "completion": f"It is {i + 1}."} for i in range(12)]
+    for name, part in (("train", rows[:8]), ("test", rows[8:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    comparison = {
+        "name": "Tiny <models>",
+        "base": {
+            "model_name_or_path": "model",
+            "dataset_name": "train.jsonl",
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "save_strategy": "no",
+            "use_cpu": True,
+        },
+        "runs": {"sft": {"method": "sft"}, "bash": {"method": "bash", "beta": 0.5}},
+        "evaluate": {
+            "suites": ["likelihood", "degeneration"],
+            "data": "test.jsonl",
+            "horizon": 3,
+            "num_samples": 1,
+            "max_new_tokens": 6,
+            "device": "cpu",
+        },
+        "equal": "tokens",
+        "tolerance": 0.1,
+        "output_dir": "out",
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(comparison, sort_keys=False))
+    done = call(folder, "compare", "tiny.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def call(folder, *argv) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "trl_exbias.cli.main", *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+def test_plain_sft_is_trained_until_it_has_consumed_what_bash_did(folder):
+    """BASH: 4 + 4 updates, its rollouts on top; SFT reads its gold rows alone, so it gets more updates."""
+    sft, bash = (read_compute(folder / "out" / "runs" / name) for name in ("sft", "bash"))
+    assert bash.steps == 8 and bash.generated > 0 and sft.generated == 0
+    assert sft.steps > 8
+    assert abs(sft.tokens / bash.tokens - 1) <= 0.1
+    assert sft.host_bytes > 1e8 and sft.wall_seconds > sft.phase_seconds > 0
+
+
+def test_the_report_says_what_was_measured_and_consumed(folder):
+    text = (folder / "out" / "report.md").read_text()
+    assert r"# Tiny \<models\>" in text
+    bash = read_compute(folder / "out" / "runs" / "bash")
+    assert f"| {bash.tokens:,}<br>100.0%" in text
+    evaluation = json.loads((folder / "out" / "evaluation" / "evaluation.json").read_text())
+    assert list(evaluation["models"]) == ["untrained", "sft", "bash"]
+    entropy = evaluation["models"]["sft"]["figures"]["likelihood"]["cross_entropy"]["mean"]
+    assert f"{entropy:.3f}" in text
+    assert "### Prompt 1" in text and "**bash**" in text
+    page = (folder / "out" / "report.html").read_text()
+    assert "Tiny &lt;models&gt;" in page and page.count("data:image/svg+xml;base64,") >= 3
+
+
+def test_called_again_it_trains_and_generates_nothing(folder):
+    again = call(folder, "compare", "out")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "sft is trained already" in again.stderr and "bash is trained already" in again.stderr
+    assert "0 responses made" in again.stdout
+    assert len(read_attempts(folder / "out" / "runs" / "sft")) == 1
+
+
+def test_other_settings_in_a_folder_that_is_trained_are_refused(folder):
+    done = call(folder, "compare", "tiny.yaml", "--learning_rate", "1e-4")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "was trained with other settings: `learning_rate` was 0.001 and is now 0.0001" in done.stderr
+    # What was asked is not kept: the comparison is still the one that was trained.
+    assert "0.001" in (folder / "out" / "comparison.yaml").read_text()

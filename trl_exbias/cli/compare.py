@@ -1,0 +1,157 @@
+"""`exbias compare`: several methods at equal compute, evaluated alike, in one report; see `docs/comparing.md`."""
+
+import argparse
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from .recipe import RecipeError, exit_with
+from .recipes import recipe_path
+
+
+FILE = "comparison.yaml"
+_DESCRIPTION = """\
+Trains the runs of a comparison file so that all consume the same, evaluates them alike and writes report.md and report.html.
+Called again, it goes on where it was stopped and trains nothing twice. Runs that are trained already are compared as they are."""
+_EPILOG = """\
+Of a file, any other argument overrides a key of its `base`, or, as --evaluate.KEY, an option of its evaluation:
+  exbias compare recipes/compare/beta.yaml --dataset_train_split 'train[:256]' --evaluate.num_examples 100
+Of finished runs, any other argument is one of `exbias evaluate`:
+  exbias compare runs/sft runs/bash --output runs/sft-bash --suite rouge --data test.jsonl
+Exit status: 2 where something is wrong with what was given, 1 where a run failed, 85 where one was told to stop and has saved."""
+
+
+def run(argv: list[str]) -> int:
+    """The command."""
+    options, rest = _parser().parse_known_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("trl_exbias").setLevel(logging.INFO)
+    from ..comparing.training import RunFailedError, RunStoppedError
+    from ..trainers.run_stopped import RESUME_EXIT_CODE
+
+    try:
+        reports = _compare(options, rest)
+    except RunStoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return RESUME_EXIT_CODE
+    except RunFailedError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+    except (RecipeError, ValueError, ImportError, OSError) as error:
+        return exit_with(error)
+    for path in reports:
+        print(f"Written: {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="exbias compare",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="FILE.yaml | DIR | RUN",
+        help="a comparison file or the name of a shipped one; the folder of an earlier comparison; or run directories, "
+        "NAME=RUN to name one",
+    )
+    parser.add_argument("--output", type=Path, help="folder of the runs and the report (default: as the file says)")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="SETTING",
+        help="compare although runs differ in this; repeatable",
+    )
+    parser.add_argument("--untrained", metavar="MODEL", help="of finished runs: the model they began from")
+    parser.add_argument("--title", help="of finished runs: the report's")
+    return parser
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> list[Path]:
+    first = Path(options.what[0])
+    if len(options.what) == 1 and not _is_run(options.what[0]):
+        if first.is_dir():
+            if not (first / FILE).is_file():
+                raise ValueError(f"{first} holds neither a run (run.json) nor a comparison ({FILE}).")
+            return _compare_file(first / FILE, options, rest, first)
+        path = first if first.suffix == ".yaml" or first.exists() else recipe_path(f"compare/{options.what[0]}")
+        return _compare_file(path, options, rest, options.output)
+    return _compare_runs(options, rest)
+
+
+def _compare_file(path: Path, options: argparse.Namespace, rest: list[str], output: Path | None) -> list[Path]:
+    from dataclasses import replace
+
+    import yaml
+
+    from ..comparing.comparison_file import read_comparison, read_content
+    from ..comparing.run import compare
+
+    if options.untrained or options.title:
+        raise ValueError("--untrained and --title are for finished runs; a comparison file has `untrained` and `name`.")
+    overrides = _overrides(rest)
+    comparison = read_comparison(path, overrides)
+    comparison = replace(comparison, allow=(*comparison.allow, *options.allow))
+    output = Path(comparison.output_dir) if output is None else output
+    output.mkdir(parents=True, exist_ok=True)
+    if overrides:
+        # So that `exbias compare OUTPUT` is the same comparison.
+        content = yaml.safe_dump(read_content(path, overrides), sort_keys=False, allow_unicode=True)
+        (output / FILE).write_text(content, encoding="utf-8")
+    elif not (output / FILE).exists() or not (output / FILE).samefile(path):
+        shutil.copyfile(path, output / FILE)
+    return compare(comparison, output)
+
+
+def _compare_runs(options: argparse.Namespace, rest: list[str]) -> list[Path]:
+    from ..comparing.evaluate_options import check_options
+    from ..comparing.finished import compare_finished
+    from .evaluate import named_models
+
+    if options.output is None:
+        raise ValueError("--output is missing: the folder of the evaluation and the report.")
+    runs = named_models(options.what)
+    if len(runs) < 2:
+        raise ValueError("There is nothing to compare: give two runs or more, or a comparison file.")
+    evaluation = _overrides(rest)
+    if "suite" in evaluation:
+        evaluation["suites"] = evaluation.pop("suite")
+    problems = check_options({"suites": (), **evaluation})
+    if problems:
+        raise RecipeError("command line", problems)
+    return compare_finished(runs, options.output, evaluation, tuple(options.allow), options.untrained, options.title)
+
+
+def _is_run(what: str) -> bool:
+    return "=" in what or Path(what, "run.json").is_file()
+
+
+def _overrides(argv: list[str]) -> dict[str, Any]:
+    """`--key value …` as a mapping; values are read as in a recipe."""
+    found: dict[str, list[Any]] = {}
+    key = None
+    for argument in argv:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            found[key] = [_value(value)] if equals else []
+        elif key is None:
+            raise ValueError(f"`{argument}` is neither a comparison nor an option.")
+        else:
+            found[key].append(_value(argument))
+    return {key: True if not values else values[0] if len(values) == 1 else values for key, values in found.items()}
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:  # a template: '{{ question }}'
+        return text
