@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: In the output folder.
 EVALUATION_FILE = "evaluation.json"
+#: Of a dry run: stands before the reference where a response is not made yet. (Equal texts would not be judged.)
+STAND_IN = "[no response yet; in its place the reference] "
 _PACKAGES = ("rouge-score", "math-verify", "openai", "sentence-transformers", "alpaca-eval")
 
 
@@ -125,7 +127,9 @@ def plan_judging(models: dict[str, str], options: EvaluationOptions) -> list[Jud
             for repetition in work.kept_repetitions():
                 texts = {key: None if one is None else one.text for key, one in repetition.items()}
                 stand_ins += sum(text is None for text in texts.values())
-                stood_in = {key: work.references[key][0] if text is None else text for key, text in texts.items()}
+                stood_in = {
+                    key: STAND_IN + work.references[key][0] if text is None else text for key, text in texts.items()
+                }
                 requests += chosen.requests(work, stood_in)
             plans.append(JudgingPlan(subject.name, chosen.name, requests, judge.estimate(requests), stand_ins))
     return plans
