@@ -25,7 +25,7 @@ def fence(text: str) -> str:
     return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """A table; the cells must be plain."""
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+def table(heads: list[str], rows: list[list[str]], numbers: bool = True) -> str:
+    """A table of cells that are plain; right-aligned after the first column if they are numbers."""
+    lines = [heads, ["---"] + ["---:" if numbers else "---"] * (len(heads) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
