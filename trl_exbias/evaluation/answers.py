@@ -62,30 +62,19 @@ def boxed_answer(text: str) -> str | None:
 
     Of `\boxed 5` it is what comes before the next space or `$`.
     """
-    # A text that was cut may end in an open box: then the last whole one counts.
-    for match in reversed(list(_BOX.finditer(text))):
-        if text[match.end()] != "{":
-            return re.split(r"[\s$]", text[match.end() :], maxsplit=1)[0]
-        content = _braced(text, match.end())
-        if content is not None:
-            return content
-    return None
-
-
-def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and the one that closes it."""
-    depth, i = 0, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 1  # an escaped brace is no brace
-        elif text[i] == "{":
-            depth += 1
-        elif text[i] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : i]
-        i += 1
-    return None
+    # In one pass, since a model that repeats itself opens thousands; a text that was cut may end in an open one.
+    open_braces: list[int] = []
+    last, content = -1, None
+    boxes = {match.end() for match in _BOX.finditer(text)}
+    for match in re.finditer(r"\\[\\{}]|[{}]", text):
+        if match[0] == "{":
+            open_braces.append(match.start())
+        elif match[0] == "}" and open_braces:
+            start = open_braces.pop()
+            if start in boxes and start > last:
+                last, content = start, text[start + 1 : match.start()]
+    bare = max((start for start in boxes if text[start] != "{"), default=-1)
+    return re.split(r"[\s$]", text[bare:], maxsplit=1)[0] if bare > last else content
 
 
 def _numbers(text: str) -> list[Decimal]:
