@@ -282,3 +282,21 @@ def test_prompts_that_leave_no_room_are_refused(folder, tmp_path):
 def test_greedy_responses_are_not_repeated():
     with pytest.raises(ValueError, match="all the same"):
         Sampling(num_generations=2)
+
+
+def test_embeddings_of_every_response_and_a_violin_for_each_model(folder, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    words = sentence_transformers.SentenceTransformer(modules=[BoW(vocab=["1", "2", "3", "4"])], device="cpu")
+    words.save(str(tmp_path / "words"))
+    asked = options(folder, "embeddings", "pairs.jsonl", output=tmp_path / "out", num_generations=2, temperature=1.0)
+    asked = replace(asked, generations=tmp_path / "g", references_column="all", embedding_model=str(tmp_path / "words"))
+    answer(folder, asked, "embeddings", [["1", "2", "3", "4"], ["1", "1", "3 4", "4"]])
+    found = figures(folder, asked, "embeddings")["embedding_distance"]
+    distances = np.array([[0, 0], [0, 1], [0, 1 - 1 / math.sqrt(2)], [0, 0]])
+    assert list(found.per_prompt.values()) == pytest.approx(distances.mean(1), abs=1e-6)
+    assert found.std == pytest.approx(np.std(distances.mean(0)), abs=1e-6)
+    # The violin is of responses, not of prompts.
+    assert len((tmp_path / "out" / "embedding_distance.csv").read_text().splitlines()) == 1 + 8
+    assert (tmp_path / "out" / "embedding_distance.png").read_bytes().startswith(b"\x89PNG")

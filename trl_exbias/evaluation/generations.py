@@ -187,9 +187,9 @@ def _make(store, wanted, options, make_engine, decode, batches, title) -> Made:
     # Looked for again, now that nobody else writes.
     pending = [key for key, prompt in wanted.items() if store.find(prompt, key[1]) is None]
     made = Made(len(pending), len(wanted) - len(pending))
-    stops, started = set(options.stop_token_ids), time.perf_counter()
+    stops = set(options.stop_token_ids)
     with tqdm(total=len(wanted), initial=len(wanted) - len(pending), desc=title, unit="response", leave=False) as bar:
-        tokens_done = 0
+        tokens_done, started = 0, time.perf_counter()
 
         def report(sequences: int, tokens: int) -> None:
             nonlocal tokens_done
@@ -199,6 +199,8 @@ def _make(store, wanted, options, make_engine, decode, batches, title) -> Made:
             bar.update(sequences)
 
         engine = make_engine(report)
+        # Loading is no generating.
+        started = time.perf_counter()
         lengths = [len(wanted[key]) + options.max_new_tokens for key in pending]
         for batch in batches(lengths):
             keys = [pending[row] for row in batch]

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ _VLLM_BATCH = 512
 # Tokens that it makes room for at least: one start is then enough for most suites.
 _VLLM_ROOM = 1024
 _OF_DRAWS = ("top_p", "seed")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,9 @@ class Subject:
         self.name, self.given, self.options = name, model, options
         self.folder = local_folder(model)
         self.made = Made()
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=options.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.folder} has no tokenizer: {str(error).splitlines()[0]}") from error
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            self._tokenizer_folder, trust_remote_code=options.trust_remote_code
+        )
         self._stack = contextlib.ExitStack()
         self._engine, self._room = None, 0
         self._report: Progress = lambda sequences, tokens: None
@@ -95,6 +95,16 @@ class Subject:
     def _base_folder(self) -> Path:
         base = base_of_adapter(self.folder)
         return self.folder if base is None else local_folder(base)
+
+    @property
+    def _tokenizer_folder(self) -> Path:
+        # Of a folder without one, transformers makes up an empty tokenizer.
+        for folder in (self.folder, self._base_folder):
+            if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+                return folder
+        raise ValueError(
+            f"{self.folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): save one beside the model."
+        )
 
     @cached_property
     def positions(self) -> int | None:
@@ -217,13 +227,9 @@ class Subject:
 
     def _merged(self) -> Path:
         """A copy with the adapter merged, there as long as the engine: not every adapter can be served beside its base."""
-        from peft import AutoPeftModelForCausalLM
-
         folder = tempfile.mkdtemp(prefix="trl-exbias-merged-")
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        dtype = self.options.dtype
-        merged = AutoPeftModelForCausalLM.from_pretrained(self.folder, dtype=dtype).merge_and_unload()
-        merged.save_pretrained(folder)
+        load_model(self.folder, replace(self.options, device="cpu")).merge_and_unload().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return Path(folder)
 
@@ -236,13 +242,24 @@ class Subject:
         return token_batches(lengths, self.options.max_batch_tokens)
 
 
-def load_model(folder: str | Path, options: EvaluationOptions):
-    """A model or an adapter over its base, for inference, on the device asked for."""
+def load_model(folder: str | Path, options: Any):
+    """
+    A model, or an adapter over its base, for inference, on the device asked for.
+
+    Args:
+        options: Has `dtype`, `device` and `trust_remote_code`.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=options.dtype, trust_remote_code=options.trust_remote_code
-    )
-    return model.to(device).eval()
+    kwargs = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+    folder = local_folder(str(folder))
+    base = base_of_adapter(folder)
+    if base is None:
+        return AutoModelForCausalLM.from_pretrained(folder, **kwargs).to(device).eval()
+    # Not by transformers' own loading of adapters, which begins modules that were trained whole anew.
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(local_folder(base), **kwargs)
+    return PeftModel.from_pretrained(model, folder).to(device).eval()
