@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard, HfApi, constants
 from werkzeug import Request, Response
 
 from trl_exbias import BASHConfig, BASHTrainer
+from trl_exbias.cli.main import main
 from trl_exbias.rollouts.store import RolloutStore
 from trl_exbias.trainers.rollouts_hub import push_rollouts, rollouts_card
 
@@ -82,6 +83,14 @@ def test_what_is_pushed_loads_as_it_was_written(run_dir, hub, tmp_path):
     default = load_dataset(str(tmp_path / "clone"), split="train", cache_dir=tmp_path / "c")
     assert default.to_list() == RolloutStore(run_dir / "rollouts" / "iteration-1").read().to_list()
     assert DatasetCard.load(tmp_path / "clone" / "README.md").data.license == "apache-2.0"
+
+
+def test_the_command_pushes_to_the_hub_one_is_logged_in_to(run_dir, hub, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url_for("").rstrip("/"))
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    assert main(["rollouts", "push", str(run_dir), "me/rollouts", "--license", "mit"]) == 0
+    assert capsys.readouterr().out.strip().endswith("/datasets/me/rollouts")
+    assert len(hub.files) == 5 and hub.made[0]["visibility"] == "private"
 
 
 def test_the_card_says_what_they_are(run_dir):

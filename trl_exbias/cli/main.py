@@ -14,7 +14,7 @@ COMMANDS = {
     "check": "a recipe before it is run: every problem at once, and the plan: steps, tokens, memory, disk",
     "measure": "perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
     "evaluate": "what models write: ROUGE, GSM8K, MATH, judges, embeddings, degeneration; and their exposure bias",
-    "rollouts": "inspect, compare and export what a run has rolled out",
+    "rollouts": "inspect, diff, export and push what a run has rolled out",
     "compare": "several methods at equal compute, evaluated alike, in one report",
     "demo": "RAC, BASH and DaD-DAgger on an embedded model and its own data, on a CPU, in minutes",
     "recipes": "list, show or copy the shipped recipes",

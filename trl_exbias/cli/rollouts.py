@@ -1,4 +1,4 @@
-"""`exbias rollouts inspect|diff|export`: what a run rolled out, for the eye, beside another run's, or as a plain file."""
+"""`exbias rollouts inspect|diff|export|push`: what a run rolled out, for the eye, beside another's, as a file, on the hub."""
 
 import argparse
 import itertools
@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="exbias rollouts", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="inspect|diff|export")
+    commands = parser.add_subparsers(required=True, metavar="inspect|diff|export|push")
     inspect = commands.add_parser("inspect", help="settings, counts and rates of each iteration, and sample branches")
     inspect.add_argument("run", type=Path, help="run directory")
     inspect.add_argument("--iteration", type=int, help="default: all")
@@ -42,6 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("output", type=Path, help="file to write, .jsonl or .parquet")
     export.add_argument("--iteration", type=int, help="default: all")
     export.set_defaults(act=_export)
+    push = commands.add_parser("push", help="the shards and a data-set card, to the hub")
+    push.add_argument("run", type=Path, help="run directory")
+    push.add_argument("repo", metavar="USER/NAME", help="data set on the hub; made, and private, if it is not there")
+    push.add_argument(
+        "--public", action="store_true", help="make it public: rollouts may hold parts of the training data"
+    )
+    push.add_argument("--license", help="for the card")
+    push.set_defaults(act=_push)
     return parser
 
 
@@ -117,6 +125,13 @@ def _export(args: argparse.Namespace) -> int:
     write = rows.to_json if args.output.suffix == ".jsonl" else rows.to_parquet
     write(str(args.output))
     print(f"{len(rows)} branches of {len(parts)} iteration{'s'[: len(parts) != 1]}: {args.output}")
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from ..trainers.rollouts_hub import push_rollouts
+
+    print(push_rollouts(args.run, args.repo, private=not args.public, license=args.license))
     return 0
 
 
