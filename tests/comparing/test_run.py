@@ -1,8 +1,11 @@
 """A comparison as a user runs one: in processes of its own, from a model folder and a data file, killed and gone on with."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -10,6 +13,9 @@ import yaml
 from trl_exbias.comparing.compute import read_attempts, read_compute
 
 from ..tiny import byte_tokenizer, tiny_model
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +98,40 @@ def test_other_settings_in_a_folder_that_is_trained_are_refused(folder):
     assert "was trained with other settings: `learning_rate` was 0.001 and is now 0.0001" in done.stderr
     # What was asked is not kept: the comparison is still the one that was trained.
     assert "0.001" in (folder / "out" / "comparison.yaml").read_text()
+
+
+def test_a_comparison_that_is_told_to_stop_saves_and_goes_on(folder):
+    argv = [sys.executable, "-m", "trl_exbias.cli.main", "compare", "tiny.yaml", "--output", "stopped"]
+    argv += ["--sft_epochs", "200"]
+    running = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = folder / "stopped" / "runs" / "bash" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate()[0]
+    assert running.returncode == 85 and "the same command goes on" in said, said[-3000:]
+    (attempt,) = read_attempts(metrics.parent)
+    assert attempt["status"] == 85 and list(metrics.parent.glob("checkpoint-*"))
+
+
+def test_finished_runs_are_compared_as_they_are(folder):
+    runs = ["plain=out/runs/sft", "out/runs/bash"]
+    evaluation = ["--suite", "degeneration", "--data", "test.jsonl", "--max_new_tokens", "6", "--device", "cpu"]
+    done = call(folder, "compare", *runs, "--output", "again", *evaluation)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = (folder / "again" / "report.md").read_text()
+    assert "Run lengths are as declared" in text and "| plain | BASH |" in text
+
+
+def test_unlike_runs_are_refused_until_it_is_allowed(folder):
+    """Nothing is evaluated before they are found to be alike."""
+    other = folder / "other"
+    shutil.copytree(folder / "out" / "runs" / "bash", other)
+    record = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**record, "data": "feed", "seed": 7}))
+    done = call(folder, "compare", "out/runs/sft", "other", "--output", "never", "--suite", "degeneration")
+    assert done.returncode == 2
+    assert "--allow data --allow seed" in done.stderr or "--allow seed --allow data" in done.stderr
+    assert not (folder / "never").exists()

@@ -1,8 +1,8 @@
 """`exbias compare`: several methods at equal compute, evaluated alike, in one report; see `docs/comparing.md`."""
 
 import argparse
+import contextlib
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from .recipe import RecipeError, exit_with
 from .recipes import recipe_path
 
 
-FILE = "comparison.yaml"
 _DESCRIPTION = """\
 Trains the runs of a comparison file so that all consume the same, evaluates them alike and writes report.md and report.html.
 Called again, it goes on where it was stopped and trains nothing twice. Runs that are trained already are compared as they are."""
@@ -75,12 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> list[Path]:
+    from ..comparing.run import SOURCE_FILE
+
     first = Path(options.what[0])
     if len(options.what) == 1 and not _is_run(options.what[0]):
         if first.is_dir():
-            if not (first / FILE).is_file():
-                raise ValueError(f"{first} holds neither a run (run.json) nor a comparison ({FILE}).")
-            return _compare_file(first / FILE, options, rest, first)
+            if not (first / SOURCE_FILE).is_file():
+                raise ValueError(f"{first} holds neither a run (run.json) nor a comparison ({SOURCE_FILE}).")
+            return _compare_file(first / SOURCE_FILE, options, rest, first)
         path = first if first.suffix == ".yaml" or first.exists() else recipe_path(f"compare/{options.what[0]}")
         return _compare_file(path, options, rest, options.output)
     return _compare_runs(options, rest)
@@ -99,15 +100,11 @@ def _compare_file(path: Path, options: argparse.Namespace, rest: list[str], outp
     overrides = _overrides(rest)
     comparison = read_comparison(path, overrides)
     comparison = replace(comparison, allow=(*comparison.allow, *options.allow))
-    output = Path(comparison.output_dir) if output is None else output
-    output.mkdir(parents=True, exist_ok=True)
+    # With the command line in it, so that `exbias compare OUTPUT` is the same comparison.
+    source = path.read_text(encoding="utf-8")
     if overrides:
-        # So that `exbias compare OUTPUT` is the same comparison.
-        content = yaml.safe_dump(read_content(path, overrides), sort_keys=False, allow_unicode=True)
-        (output / FILE).write_text(content, encoding="utf-8")
-    elif not (output / FILE).exists() or not (output / FILE).samefile(path):
-        shutil.copyfile(path, output / FILE)
-    return compare(comparison, output)
+        source = yaml.safe_dump(read_content(path, overrides), sort_keys=False, allow_unicode=True)
+    return compare(comparison, Path(comparison.output_dir) if output is None else output, source)
 
 
 def _compare_runs(options: argparse.Namespace, rest: list[str]) -> list[Path]:
@@ -151,6 +148,8 @@ def _overrides(argv: list[str]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     import yaml
 
+    with contextlib.suppress(ValueError):
+        return float(text) if "e" in text.lower() else int(text)  # YAML takes 1e-4 for a text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:  # a template: '{{ question }}'

@@ -25,14 +25,17 @@ from .training import is_finished, read_recipe, train, write_recipe
 logger = logging.getLogger(__name__)
 
 RUNS, FORECAST_FILE = "runs", "forecast.json"
+#: The comparison file that the folder of a comparison belongs to.
+SOURCE_FILE = "comparison.yaml"
 
 
-def compare(comparison: Comparison, output: Path) -> list[Path]:
+def compare(comparison: Comparison, output: Path, source: str | None = None) -> list[Path]:
     """
     Trains, evaluates and reports a comparison; what an earlier call has done is taken as it is.
 
     Args:
         output (`Path`): Folder of the runs, the evaluation and the report.
+        source (`str`, *optional*): The comparison file's text, to be kept there once it is known to fit what is there.
 
     Returns:
         `list[Path]`: The reports.
@@ -47,6 +50,8 @@ def compare(comparison: Comparison, output: Path) -> list[Path]:
     comparison = with_demo(comparison, output)
     folders = {run.name: output / RUNS / run.name for run in comparison.runs}
     forecasts = _forecasts(comparison, folders)
+    if source is not None:
+        (output / SOURCE_FILE).write_text(source, encoding="utf-8")
     equal = _train_all(comparison, folders, forecasts)
     records = {name: read_run(folder) for name, folder in folders.items()}
     # What a recipe names and a run records are two sayings of the same: of either, one line is enough.

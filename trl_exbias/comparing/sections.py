@@ -14,6 +14,9 @@ from .tables import (
 )
 from .words import count, seconds
 
+# Below it a percentile bootstrap's interval covers less than it says.
+_FEW = 30
+
 
 @dataclass(frozen=True)
 class Section:
@@ -72,6 +75,9 @@ def _equality(content: Content) -> list[str]:
 def warnings(content: Content) -> list[str]:
     """What makes the comparison less than it says."""
     found = [f"The runs differ, as was allowed, in {difference}." for difference in content.allowed]
+    sizes = [figure.n for entry in content.entries for figure in entry.figures.values() if figure.n]
+    if min(sizes, default=_FEW) < _FEW:
+        found.append(f"Some figures are over {min(sizes)} prompts: intervals over fewer than {_FEW} are too narrow.")
     if content.equal is not None:
         found += [
             f"`{entry.name}` consumed {content.equal.share(entry.compute):.1%} of the budget: not at equal compute."

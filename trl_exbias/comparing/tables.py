@@ -186,8 +186,8 @@ def _gain_cell(difference: Figure | None, found: Compute | None) -> Cell:
     low, high = sorted((sign * difference.low, sign * difference.high))
     gain, lines = sign * difference.mean, [f"[{signed(low)}, {signed(high)}]"]
     if found is not None:
-        rates = ((found.tokens / 1e6, "million tokens"), (found.phase_seconds / 3600, "hour"))
-        lines += [f"{signed(gain / amount)} a {unit}" for amount, unit in rates if amount]
+        rates = ((found.tokens / 1e6, "a million tokens"), (found.phase_seconds / 3600, "an hour"))
+        lines += [f"{signed(gain / amount)} {unit}" for amount, unit in rates if amount]
     return Cell(signed(gain), "\n".join(lines))
 
 

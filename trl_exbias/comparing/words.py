@@ -9,15 +9,17 @@ ARROWS = {True: "↑", False: "↓", None: ""}
 
 
 def number(value: float) -> str:
-    """Four digits that count; a dash where there is no value."""
+    """Four digits or so; a dash where there is no value, and a true minus, so that columns line up."""
     if math.isnan(value):
         return "–"
-    return f"{value:.3f}" if 0.001 <= abs(value) < 10 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    size = abs(value)
+    text = f"{size:.3f}" if 0.001 <= size < 10 else f"{size:,.1f}" if size >= 10 else f"{size:.3g}"
+    return f"−{text}" if value < 0 else text
 
 
 def signed(value: float) -> str:
-    """The same with its sign; a true minus, so that columns line up."""
-    return number(value) if math.isnan(value) else ("+" if value > 0 else "−" if value < 0 else "") + number(abs(value))
+    """The same with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
 
 
 def count(value: int | None) -> str:
