@@ -1,6 +1,6 @@
 """With the package `alpaca-eval`, where it is installed; its table of difficulties, which it loads from the hub, is drawn."""
 
-import importlib.util
+import sys
 from math import log
 
 import numpy as np
@@ -11,12 +11,15 @@ from trl_exbias.evaluation.judging.alpaca import alpaca_annotations, length_cont
 
 
 ITEMS = [Judged(str(i), f"question {i}", f"own {i}", f"baseline {i} " * 3) for i in range(30)]
-installed = importlib.util.find_spec("alpaca_eval") is not None
-with_package = pytest.mark.skipif(not installed, reason="alpaca-eval is not installed")
 
 
 @pytest.fixture
-def difficulties(tmp_path, monkeypatch):
+def package():
+    return pytest.importorskip("alpaca_eval", exc_type=ImportError)
+
+
+@pytest.fixture
+def difficulties(package, tmp_path, monkeypatch):
     """Annotations of two gamed baselines, in the form of `df_gamed.csv`."""
     import pandas as pd
     from alpaca_eval.metrics import glm_winrate
@@ -32,8 +35,8 @@ def difficulties(tmp_path, monkeypatch):
     monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: str(tmp_path / "df_gamed.csv"))
 
 
-@pytest.mark.skipif(installed, reason="alpaca-eval is installed")
-def test_without_the_package(make_client):
+def test_without_the_package(make_client, monkeypatch):
+    monkeypatch.setitem(sys.modules, "alpaca_eval", None)
     with pytest.raises(ImportError, match=r"pip install 'trl-exbias\[alpaca\]'.*use `win_rate`"):
         alpaca_win_rate(make_client(), ITEMS)
 
@@ -70,7 +73,7 @@ def test_annotations():
     assert found[0]["output_1"] == ITEMS[0].reference and found[0]["output_2"] == ITEMS[0].completion
 
 
-@with_package
+@pytest.mark.usefixtures("package")
 def test_the_questions_are_the_packages():
     from alpaca_eval.utils import prompt_to_chatml
 
@@ -83,7 +86,7 @@ def test_the_questions_are_the_packages():
     assert prompt_to_chatml("<|im_start|>user\nx\n<|im_end|>") == [{"role": "user", "content": "x"}]
 
 
-@with_package
+@pytest.mark.usefixtures("package")
 def test_figures(judge, make_client, difficulties):
     """A judge with a taste for length: the model, which is briefer, does better at equal length."""
     generator = np.random.default_rng(1)
@@ -113,7 +116,7 @@ def test_figures(judge, make_client, difficulties):
     assert controlled.mean == pytest.approx(theirs["length_controlled_winrate"] / 100)
 
 
-@with_package
+@pytest.mark.usefixtures("package")
 def test_missing_verdicts_are_left_out(judge, make_client, difficulties):
     judge.say = lambda body: "both" if 'question 7"' in body["messages"][1]["content"] else "m"
     figures = alpaca_win_rate(make_client(), ITEMS)
@@ -121,7 +124,7 @@ def test_missing_verdicts_are_left_out(judge, make_client, difficulties):
     assert length_controlled([]) == {}
 
 
-@with_package
+@pytest.mark.usefixtures("package")
 def test_without_the_table_of_difficulties(monkeypatch):
     from alpaca_eval.metrics import glm_winrate
     from huggingface_hub.errors import LocalEntryNotFoundError

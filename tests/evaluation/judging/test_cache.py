@@ -1,5 +1,9 @@
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -86,6 +90,32 @@ def test_processes_share_a_file(tmp_path):
         process.join()
     assert len(AnswerCache(path)) == 150
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from trl_exbias.evaluation.judging import JudgeClient, JudgeRequest
+client = JudgeClient(sys.argv[1], "judge", cache=Path(sys.argv[2]), max_concurrency=2)
+client.ask([JudgeRequest(({"role": "user", "content": str(i)},), "test-1") for i in range(200)])
+"""
+
+
+def test_what_a_killed_run_was_told_is_not_asked_again(judge, make_client, question, tmp_path):
+    path = tmp_path / "judge.jsonl"
+    judge.delay = 0.05
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, judge.base_url, str(path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = path.read_bytes().count(b"\n")
+    judge.delay = 0.0
+    client = make_client(cache=path)
+    answers = client.ask([question(str(i)) for i in range(200)])
+    assert 5 <= kept < 200 and client.usage.requests == 200 - kept and None not in answers
 
 
 def test_a_folder_is_no_file(tmp_path):

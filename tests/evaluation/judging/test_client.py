@@ -76,11 +76,11 @@ def test_retry_after_is_waited_for(judge, make_client, question):
 
 def test_a_time_out_is_asked_again(judge, make_client, question):
     def slow(body):
-        time.sleep(0.6)
+        time.sleep(1.0)
         return "too late"
 
     judge.script, judge.say = [slow], "in time"
-    assert make_client(timeout=0.3).ask([question()])[0].text == "in time"
+    assert make_client(timeout=0.5).ask([question()])[0].text == "in time"
 
 
 @pytest.mark.parametrize(

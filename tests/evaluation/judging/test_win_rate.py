@@ -94,7 +94,7 @@ def test_a_judge_of_places(judge, make_client):
     assert win_rate(make_client(), ITEMS, both_orders=True)["win_rate"].mean == 1.0
 
 
-def test_no_verdict_is_missing_and_no_loss(judge, make_client):
+def test_no_verdict_is_missing_and_no_loss(judge, make_client, caplog):
     own = prefers("own")
 
     def say(body):
@@ -109,6 +109,7 @@ def test_no_verdict_is_missing_and_no_loss(judge, make_client):
     assert {(f.mean, f.n, f.missing) for f in figures.values()} == {(1.0, 8, 2)}
     assert set(figures["win_rate"].per_prompt) == {f"id-{i}" for i in range(10)} - {"id-1", "id-2"}
     assert client.usage.failed == 1
+    assert "1 of 10 answers give no plain verdict" in caplog.text and "Preferred: both" in caplog.text
 
 
 def test_one_order_without_verdict_is_missing(judge, make_client):
@@ -177,6 +178,9 @@ def test_settings_name_judge_and_template(judge, make_client, tmp_path):
     second = win_rate(make_client(), ITEMS[:1], task=str(own))["win_rate"].settings
     assert first["judge"] == "judge" and first["template"].startswith("mine-")
     assert [key for key in first if first[key] != second[key]] == ["template"]
+    assert first["against"] == "reference"
+    other = win_rate(make_client(), ITEMS[:1], task=own, against="SFT")["length_adjusted_win_rate"].settings
+    assert other["against"] == "SFT"
 
 
 @pytest.mark.parametrize(

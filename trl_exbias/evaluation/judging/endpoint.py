@@ -104,7 +104,7 @@ class Endpoint:
             403: "The key does not allow it.",
             404: f"Is {self.model!r} the judge's name there, and does the address end where the API begins (often /v1)?",
             429: "The account is used up.",
-        }.get(status, "Options that a judge does not know can be left out (`temperature=None`).")
+        }.get(status, "What a judge does not know can be left out: `temperature=None`, G-Eval's `scoring='samples'`.")
         raise JudgeError(f"{self.base_url} refuses: {message}. {what} Answers that are there are kept.") from None
 
     def _without_key(self, error: Exception) -> str:

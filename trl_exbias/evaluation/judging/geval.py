@@ -13,7 +13,7 @@ from .geval_criteria import Criteria, read_criteria
 from .geval_score import expected_score, read_score
 from .requests import JudgeAnswer, Judged, JudgeRequest
 from .template import JudgeTemplate, last_word
-from .win_rate import check_ids
+from .win_rate import check_ids, warn_of_unreadable
 
 
 logger = logging.getLogger(__name__)
@@ -72,12 +72,14 @@ def geval(
     if scoring == "auto":
         scoring = _possible_scoring(client, items, criteria)
     requests = _requests(items, criteria, scoring, num_samples)
-    answers = iter(client.ask(requests, "G-Eval"))
-    samples = num_samples if scoring == "samples" else 1
-    own, true = ({}, {})
+    answers = client.ask(requests, "G-Eval")
+    read = [_score(answer, criteria.scale, scoring) for answer in answers]
+    warn_of_unreadable(answers, read, "score")
+    samples, scores = num_samples if scoring == "samples" else 1, iter(read)
+    own, true = {}, {}
     for item in items:
-        for scores in (own, true):
-            scores[item.id] = _score([next(answers) for _ in range(samples)], criteria.scale, scoring)
+        for of in (own, true):
+            of[item.id] = _mean([next(scores) for _ in range(samples)])
     settings = {
         **client.settings,
         "judge_temperature": 1.0 if scoring == "samples" else client.temperature,
@@ -187,16 +189,17 @@ def _possible_scoring(client: JudgeClient, items: Sequence[Judged], criteria: Cr
     return "logprobs" if why is None else "samples"
 
 
-def _score(answers: Sequence[JudgeAnswer | None], scale: tuple[int, int], scoring: str) -> float | None:
-    """Score from 0 to 1: the mean over the answers that give one."""
-    low, high = scale
-    found = [
-        expected_score(answer.tokens, scale) if scoring == "logprobs" else read_score(answer.text, scale)
-        for answer in answers
-        if answer is not None
-    ]
-    scores = [(score - low) / (high - low) for score in found if score is not None]
-    return sum(scores) / len(scores) if scores else None
+def _score(answer: JudgeAnswer | None, scale: tuple[int, int], scoring: str) -> float | None:
+    """Score from 0 to 1."""
+    if answer is None:
+        return None
+    score = expected_score(answer.tokens, scale) if scoring == "logprobs" else read_score(answer.text, scale)
+    return None if score is None else (score - scale[0]) / (scale[1] - scale[0])
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    there = [score for score in scores if score is not None]
+    return sum(there) / len(there) if there else None
 
 
 def _figures(

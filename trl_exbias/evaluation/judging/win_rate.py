@@ -1,16 +1,20 @@
 """How often a judge prefers the model's completion to the reference."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..figures import Figure
 from .client import JudgeClient
 from .length_adjusted import length_adjusted_win_rate
-from .requests import Judged, JudgeRequest
+from .requests import JudgeAnswer, Judged, JudgeRequest
 from .template import JudgeTemplate
 from .verdict import read_verdict
 
+
+logger = logging.getLogger(__name__)
 
 TASKS = ("summarization", "qa")
 
@@ -22,6 +26,7 @@ def win_rate(
     seed: int = 0,
     both_orders: bool = False,
     task: str | Path = "summarization",
+    against: str = "reference",
 ) -> dict[str, Figure]:
     """
     Win rate of completions against references, or against another model's completions in their place (003, App. A.1).
@@ -39,6 +44,8 @@ def win_rate(
             `"summarization"` (the paper's template, with its misprint of the second slot put right), `"qa"` (ours, in the
             same form), or a `.jinja` file with `{{ prompt }}`, `{{ a }}` and `{{ b }}` that asks for a last line
             `Preferred: A` or `Preferred: B`.
+        against (`str`): What the completions are held against, for the figures' settings: another model's name where
+            `reference` holds its completions.
 
     Returns:
         `dict[str, Figure]`: `win_rate`, and [`length_adjusted_win_rate`].
@@ -48,6 +55,7 @@ def win_rate(
         JudgeError: where the endpoint refuses to answer at all.
     """
     verdicts, settings = judge_pairs(client, items, seed=seed, both_orders=both_orders, task=task)
+    settings["against"] = against
     return {
         "win_rate": Figure.over_prompts("win_rate", verdicts, settings=settings),
         "length_adjusted_win_rate": length_adjusted_win_rate(items, verdicts, settings=settings),
@@ -69,13 +77,24 @@ def judge_pairs(
     template = _template(task)
     questions = _questions(items, seed, both_orders, template)
     answers = client.ask([request for _, _, request in questions], "Judging pairs")
+    choices = [None if answer is None else read_verdict(answer.text) for answer in answers]
+    warn_of_unreadable(answers, choices, "verdict")
     wins: dict[str, list[float | None]] = {item.id: [] for item in items}
-    for (item, place, _), answer in zip(questions, answers, strict=True):
-        choice = None if answer is None else read_verdict(answer.text)
+    for (item, place, _), choice in zip(questions, choices, strict=True):
         wins[item.id].append(None if choice is None else float(choice == place))
     verdicts = {item.id: 0.5 if _alike(item) else _mean(wins[item.id]) for item in items}
     order = "both" if both_orders else f"shuffled by seed {seed}"
     return verdicts, {**client.settings, "template": template.id, "order": order}
+
+
+def warn_of_unreadable(answers: Sequence[JudgeAnswer | None], read: Sequence[Any], what: str) -> None:
+    """Says how many answers do not give what was asked for, and shows one."""
+    texts = [answer.text for answer, found in zip(answers, read, strict=True) if answer is not None and found is None]
+    if texts:
+        logger.warning(
+            f"{len(texts)} of {len(answers)} answers give no plain {what} and count as missing; the first ends with "
+            f"{texts[0][-200:]!r}."
+        )
 
 
 def check_ids(items: Sequence[Judged]) -> None:
