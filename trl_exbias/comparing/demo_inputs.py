@@ -32,12 +32,18 @@ def with_demo(comparison: Comparison, output: Path) -> Comparison:
     if comparison.demo is None:
         return comparison
     from ..demo.embedded_model import embedded_model
+    from ..demo.word_problems import word_problems
 
     sizes = {**_DEFAULTS, **comparison.demo}
-    paths = {
-        "train": _write(output / "data" / "train.jsonl", sizes["rows"], sizes["seed"]),
-        "test": _write(output / "data" / "test.jsonl", sizes["held_out"], sizes["seed"] + 1),
-    }
+    train = word_problems(sizes["rows"], sizes["seed"]).to_list()
+    seen = [row["prompt"] for row in train]
+    # There are only so many questions: another seed comes upon some of the same.
+    others = word_problems(sizes["rows"] + sizes["held_out"], sizes["seed"] + 1).to_list()
+    test = [row for row in others if row["prompt"] not in seen][: sizes["held_out"]]
+    paths = {name: output / "data" / f"{name}.jsonl" for name in ("train", "test")}
+    paths["train"].parent.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("test", test)):
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     keys = {"model_name_or_path": str(embedded_model()), "dataset_name": str(paths["train"])}
 
     def filled(run: PlannedRun) -> PlannedRun:
@@ -50,11 +56,3 @@ def with_demo(comparison: Comparison, output: Path) -> Comparison:
         evaluate={**comparison.evaluate, "data": [str(paths["test"])]},
         demo=None,
     )
-
-
-def _write(path: Path, count: int, seed: int) -> Path:
-    from ..demo.word_problems import word_problems
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in word_problems(count, seed)), encoding="utf-8")
-    return path

@@ -81,6 +81,9 @@ def _panel(axes: Any, content: Content, key: str) -> None:
         axes.plot(found.mean, place, "o", color=colour, markersize=5)
         if entry.name == content.reference.name:
             axes.axvline(found.mean, color="0.75", linewidth=0.8, zorder=0)
+    low, high = axes.get_xlim()
+    if high - low < 1e-9:  # all the same: matplotlib would draw the last digits of it
+        axes.set_xlim(low - 0.5, high + 0.5)
     axes.set_yticks(range(len(content.entries)), [entry.name for entry in content.entries])
     axes.set_ylim(len(content.entries) - 0.5, -0.5)
     axes.set_title(f"{title_of(key)} {ARROWS[better]}", fontsize=9)

@@ -14,6 +14,7 @@ from .tables import (
 )
 from .words import count, seconds
 
+
 # Below it a percentile bootstrap's interval covers less than it says.
 _FEW = 30
 
