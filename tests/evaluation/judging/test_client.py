@@ -33,6 +33,17 @@ def test_a_question_overrides_the_client(judge, make_client, question):
     assert not {"temperature", "logprobs", "top_logprobs"} & set(judge.bodies[1])
 
 
+def test_fields_that_only_one_endpoint_knows(judge, make_client, question, tmp_path):
+    body = {"structured_outputs": {"regex": "Preferred: (A|B)"}}
+    path = tmp_path / "judge.jsonl"
+    held = make_client(cache=path, extra_body=body)
+    held.ask([question()])
+    assert judge.bodies[0]["structured_outputs"] == body["structured_outputs"]
+    assert held.settings["judge_extra_body"] == body
+    make_client(cache=path).ask([question()])
+    assert len(judge.bodies) == 2, "another question: the answer has another form"
+
+
 def test_tokens_and_their_alternatives(judge, make_client, question, tmp_path):
     tokens = [("Score", {"Score": -0.1}), (": 4", {": 4": -0.5, ": 5": -1.0})]
     judge.say = tokens

@@ -43,6 +43,9 @@ class JudgeClient:
         max_retries (`int`): Attempts after the first one.
         temperature (`float`, *optional*): `None` leaves it to the endpoint: some models accept no other.
         max_tokens (`int`): Of an answer.
+        extra_body (`dict`, *optional*):
+            Fields of the request that only this endpoint knows, e.g. `{"structured_outputs": {"regex": "…"}}` to hold a small
+            judge on a `vllm serve` to the form of an answer.
         prompt_price, completion_price (`float`, *optional*): For a million tokens; with both, `usage.cost` is known.
 
     Attributes:
@@ -71,6 +74,7 @@ class JudgeClient:
         max_retries: int = 5,
         temperature: float | None = 0.0,
         max_tokens: int = 512,
+        extra_body: dict[str, object] | None = None,
         prompt_price: float | None = None,
         completion_price: float | None = None,
     ):
@@ -103,6 +107,7 @@ class JudgeClient:
         self.max_retries = max_retries
         self.temperature = temperature
         self.max_tokens = max_tokens
+        self.extra_body = extra_body
         self.usage = Usage(prices=prices)
         self._cache = AnswerCache(cache)
         self._failures_in_a_row = 0
@@ -110,7 +115,8 @@ class JudgeClient:
     @property
     def settings(self) -> dict[str, object]:
         """What shapes the answers, for a [`Figure`]."""
-        return {"judge": self.model, "judge_temperature": self.temperature, "judge_max_tokens": self.max_tokens}
+        settings = {"judge": self.model, "judge_temperature": self.temperature, "judge_max_tokens": self.max_tokens}
+        return settings | ({"judge_extra_body": self.extra_body} if self.extra_body else {})
 
     def ask(self, requests: Sequence[JudgeRequest], description: str = "Judging") -> list[JudgeAnswer | None]:
         """
@@ -149,6 +155,7 @@ class JudgeClient:
                 "top_logprobs": request.top_logprobs,
                 "sample": request.sample,
                 "template": request.template,
+                **({"extra_body": self.extra_body} if self.extra_body else {}),
             }
         )
 
@@ -170,7 +177,7 @@ class JudgeClient:
     async def _ask_all(self, waiting: dict[str, JudgeRequest], description: str) -> None:
         from tqdm.auto import tqdm
 
-        endpoint = Endpoint(self.base_url, self.model, self._api_key(), self.timeout, self.max_retries)
+        endpoint = Endpoint(self.base_url, self.model, self._api_key(), self.timeout, self.max_retries, self.extra_body)
         pending = iter(waiting.items())
         with tqdm(total=len(waiting), desc=description, unit="answer", leave=False) as bar:
 

@@ -23,7 +23,15 @@ class Endpoint:
     """A connection to an endpoint, an asynchronous context manager. `openai` asks again after 408, 409, 429, 5xx,
     time-outs and broken connections; this class after answers that are no answers."""
 
-    def __init__(self, base_url: str, model: str, api_key: str | None, timeout: float, max_retries: int):
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None,
+        timeout: float,
+        max_retries: int,
+        extra_body: dict[str, object] | None = None,
+    ):
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
@@ -31,6 +39,7 @@ class Endpoint:
         self.base_url = base_url
         self.model = model
         self.max_retries = max_retries
+        self._extra_body = extra_body
         self._api_key = api_key
         # The client insists on a key; what it is matters to nobody where none is needed.
         self._api = AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=max_retries)
@@ -82,7 +91,11 @@ class Endpoint:
         limit = self._token_limit
         try:
             return await self._api.chat.completions.create(
-                model=self.model, messages=list(request.messages), **{limit: max_tokens}, **options
+                model=self.model,
+                messages=list(request.messages),
+                extra_body=self._extra_body,
+                **{limit: max_tokens},
+                **options,
             )
         except openai.BadRequestError as error:
             # OpenAI's newer models know the limit by this name only, and other servers by the old one only.
