@@ -3,6 +3,7 @@ import yaml
 
 from trl_exbias.cli.recipe import RecipeError
 from trl_exbias.comparing.comparison_file import read_comparison
+from trl_exbias.comparing.launching import launch_arguments
 
 
 MINIMAL = {
@@ -46,6 +47,18 @@ def test_a_sweep_makes_a_run_of_each_value_and_of_each_pair_of_values(tmp_path):
     assert found.runs[1].own == {"dataset_train_split": "train[:50%]", "beta": 0.2}
 
 
+def test_a_value_of_a_sweep_may_set_several_keys(tmp_path):
+    sizes = {"half": {"dataset_train_split": "train[:50%]", "num_train_epochs": 2}, "all": {"num_train_epochs": 1}}
+    half, whole = read(tmp_path, runs={"bash": {"method": "bash"}}, sweep={"size": sizes}).runs
+    assert half.name == "bash-half" and half.own == sizes["half"] and whole.own == {"num_train_epochs": 1}
+
+
+def test_plain_sft_has_one_schedule_of_the_learning_rate(tmp_path):
+    base = {**MINIMAL["base"], "restart_lr_schedule": True}
+    sft, bash = read(tmp_path, base=base).runs
+    assert (sft.keys["restart_lr_schedule"], bash.keys["restart_lr_schedule"]) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -65,6 +78,7 @@ def test_a_sweep_makes_a_run_of_each_value_and_of_each_pair_of_values(tmp_path):
         ({"evaluate": {"suites": ["rogue"]}}, "Did you mean `rouge`?"),
         ({"evaluate": {"suites": ["rouge"], "split_": "x"}}, "`evaluate`: `split_` is not a known key"),
         ({"evaluate": {"suites": ["rouge"], "output": "x"}}, "`evaluate`: `output` is set by the comparison itself"),
+        ({"launch": {"num_process": 8}}, "`launch`: `num_process` is not a known key. Did you mean `num_processes`?"),
         ({"demo": 5}, "`demo` must be a mapping"),
         ({"demo": {"row": 5}}, "`demo`: `row` is not a known key. Did you mean `rows`?"),
         ({"demo": {"rows": 0}}, "`rows` must be 1 or more"),
@@ -98,3 +112,9 @@ def test_the_command_line_wins_over_base_and_evaluate(tmp_path):
     found = read_comparison(path, {"learning_rate": 5e-6, "evaluate.num_examples": 8})
     assert {run.keys["learning_rate"] for run in found.runs} == {5e-6}
     assert found.evaluate == {"suites": ["likelihood"], "num_examples": 8}
+
+
+def test_flags_of_the_launcher_are_flags_of_every_run(tmp_path):
+    launch = read(tmp_path, launch={"accelerate_config": "ddp", "num_processes": 8, "debug": True, "cpu": False}).launch
+    assert launch_arguments(launch) == ["--accelerate_config", "ddp", "--num_processes", "8", "--debug"]
+    assert launch_arguments(launch, ("num_processes",)) == ["--num_processes", "8"]

@@ -87,3 +87,18 @@ def test_a_last_line_cut_short_is_left_out_and_a_damaged_one_before_it_is_an_err
     (folder / "metrics.jsonl").write_text('{"step\n' + whole)
     with pytest.raises(ValueError, match="line 1"):
         read_compute(folder)
+
+
+def test_seconds_an_update_share_generation_out_over_the_updates_that_use_it(tmp_path):
+    """
+    BASH: 2 updates of SFT in 10 s, rollouts in 30 s, 2 joint ones in 20 s. Scheduled sampling mixes within its joint phase:
+    80 s, 60 of them mixing.
+    """
+    bash = write_run(tmp_path / "bash", trained=(1, 2, 3, 4), seconds={"rollouts": 30.0, "joint": 20.0})
+    text = (bash / "metrics.jsonl").read_text()
+    (bash / "metrics.jsonl").write_text(text + json.dumps({"step": 2, "seconds/sft": 10.0}) + "\n")
+    assert read_compute(bash).seconds_an_update == (15.0, 10.0)
+    logs = [{"step": 1, "seconds/mixing": 20.0}, {"step": 2, "seconds/mixing": 40.0}]
+    scs = read_compute(write_run(tmp_path / "scs", "Scheduled sampling", seconds={"joint": 80.0}, logs=logs))
+    assert scs.seconds_an_update == (30.0, 10.0) and scs.phase_seconds == 80
+    assert read_compute(write_run(tmp_path / "sft", seconds={"sft": 10.0})).seconds_an_update is None

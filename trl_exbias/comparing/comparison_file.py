@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..cli.keys import CONFIG_CLASSES, unknown_key_message, valid_keys
+from ..cli.keys import CONFIG_CLASSES, launcher_flags, unknown_key_message, valid_keys
 from ..cli.recipe import RecipeError
 from .evaluate_options import check_options
 
@@ -63,6 +63,7 @@ class Comparison:
         output_dir (`str`): Where everything goes.
         base (`dict`): The keys that all runs share.
         demo (`dict`, *optional*): The embedded model and word problems, in place of a model and data: how many, which seed.
+        launch (`dict`): Flags of `accelerate launch` for every run: `accelerate_config`, `num_processes`, …
     """
 
     name: str
@@ -77,6 +78,7 @@ class Comparison:
     output_dir: str = ""
     base: dict[str, Any] = field(default_factory=dict)
     demo: dict[str, Any] | None = None
+    launch: dict[str, Any] = field(default_factory=dict)
 
 
 def read_content(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -124,6 +126,12 @@ def read_comparison(path: str | Path, overrides: dict[str, Any] | None = None) -
         base = {}
     runs = _runs(content, base, problems)
     options = _options(content, runs, problems)
+    launch = content.get("launch") or {}
+    if not isinstance(launch, dict):
+        problems.append(f"`launch` must be a mapping of flags of `accelerate launch` to their values, got {launch!r}.")
+    else:
+        known = launcher_flags() - {"config", "help", "h", "m"}
+        problems += [f"`launch`: {unknown_key_message(key, known)}" for key in launch if key not in known]
     if content.get("demo") is not None:
         from .demo_inputs import check_demo
 
@@ -131,7 +139,9 @@ def read_comparison(path: str | Path, overrides: dict[str, Any] | None = None) -
     if problems:
         raise RecipeError(str(path), problems)
     output_dir = content.get("output_dir") or f"runs/compare-{Path(path).stem}"
-    return Comparison(name, tuple(runs), base=base, output_dir=output_dir, demo=content.get("demo"), **options)
+    return Comparison(
+        name, tuple(runs), base=base, output_dir=output_dir, demo=content.get("demo"), launch=launch, **options
+    )
 
 
 def _options(content: dict[str, Any], runs: list[PlannedRun], problems: list[str]) -> dict[str, Any]:
@@ -210,7 +220,8 @@ def _run(name: str, method: str, own: dict[str, Any], base: dict[str, Any], prob
     # A log at every step, so that no token is left out of the count; nothing sent anywhere unless asked for.
     keys = {"logging_steps": 1, "report_to": "none", **base, **own}
     if method == SFT:
-        keys["beta"] = 0.0
+        # One objective throughout: one schedule of the learning rate, unless asked otherwise.
+        keys |= {"beta": 0.0, "restart_lr_schedule": own.get("restart_lr_schedule", False)}
     run = PlannedRun(name, method, own, keys)
     known = [*valid_keys(run.command), "env"]
     problems += [f"{name}: {unknown_key_message(key, known)}" for key in keys if key not in known]
@@ -229,7 +240,8 @@ def _grid(name: str, *sweeps_and_problems: Any) -> list[tuple[str, dict[str, Any
             continue
         for key, values in sweep.items():
             if isinstance(values, dict) and values:  # by the label to give them
-                axes.append([(f"-{label}", {key: value}) for label, value in values.items()])
+                several = all(isinstance(value, dict) for value in values.values())
+                axes.append([(f"-{label}", value if several else {key: value}) for label, value in values.items()])
             elif isinstance(values, list) and values:
                 axes.append([(f"-{key}-{value}", {key: value}) for value in values])
             else:

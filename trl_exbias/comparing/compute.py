@@ -32,6 +32,7 @@ class Compute:
         wall_seconds (`float`, *optional*): From start to end, loading and saving included; of runs that `compare` started.
         host_bytes, device_bytes (`int`, *optional*): Peak memory of a process, and on a device; `None` where not known.
         derived (`tuple[str, ...]`): Sorts of tokens that the run did not log and that were worked out from its rollouts.
+        sft_steps (`int`): Those of the SFT phase.
         attempts (`int`): How often the run was started; after an interruption, `seconds` lack what was lost.
     """
 
@@ -45,6 +46,7 @@ class Compute:
     device_bytes: int | None = None
     derived: tuple[str, ...] = ()
     attempts: int = 1
+    sft_steps: int = 0
 
     @property
     def tokens(self) -> int:
@@ -55,6 +57,20 @@ class Compute:
     def phase_seconds(self) -> float:
         """All phases together: what is meant by equal compute in seconds (loading and saving do not count)."""
         return sum(self.seconds.values())
+
+    @property
+    def seconds_an_update(self) -> tuple[float, float] | None:
+        """
+        Of an update behind the SFT phase: seconds of generating (and labelling) for it, and of training; `None` without one.
+
+        What 003 calls the computation time for a global batch (Tables 8-9), offline generation shared out over the updates
+        that use it.
+        """
+        updates = self.steps - self.sft_steps
+        if updates <= 0 or "joint" not in self.seconds:
+            return None
+        training = self.seconds["joint"]
+        return (self.phase_seconds - self.seconds.get("sft", 0.0) - training) / updates, training / updates
 
 
 def read_compute(folder: str | Path) -> Compute:
@@ -71,8 +87,10 @@ def read_compute(folder: str | Path) -> Compute:
         for key, value in entry.items():
             if key.startswith(_SECONDS):
                 seconds[key.removeprefix(_SECONDS)] += value
-    # Within the rollouts' seconds already.
+    # Within the rollouts' seconds already; and scheduled sampling's within those of the joint phase.
     seconds.pop("vllm_start", None)
+    if "mixing" in seconds:
+        seconds["joint"] = max(0.0, seconds["joint"] - seconds["mixing"])
     generated, teacher, derived = _sum(logs, _GENERATED), _sum(logs, _TEACHER), []
     if generated is None:
         generated = _rolled_out(folder)
@@ -94,6 +112,7 @@ def read_compute(folder: str | Path) -> Compute:
         device_bytes=max(device, default=None),
         derived=tuple(derived),
         attempts=max(1, len(attempts)),
+        sft_steps=max((entry["step"] for entry in logs if f"{_SECONDS}sft" in entry), default=0),
     )
 
 

@@ -11,6 +11,10 @@ from typing import Any
 
 from ..cli.recipe import RecipeError
 from .comparison_file import PlannedRun
+from .launching import launch_arguments
+
+
+_PLACEMENT = ("accelerate_config", "config_file", "num_processes")
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,22 @@ def _teacher_tokens(method: str, data: dict[str, Any], phases: list[dict], gener
 
 
 def forecast_runs(
-    runs: list[tuple[PlannedRun, Path]], on_done: Callable[[], None] = lambda: None, jobs: int = 2
+    runs: list[tuple[PlannedRun, Path]],
+    launch: dict[str, Any],
+    on_done: Callable[[], None] = lambda: None,
+    jobs: int = 2,
 ) -> dict[str, Forecast | None]:
     """
     The forecast of each run, by its name, from its recipe file; `None` where its rows are not known.
+
+    Args:
+        launch (`dict`): Flags of the launcher; those that say on how many processes a run is made are of interest.
 
     Raises:
         RecipeError: with every problem of every run.
     """
     with ThreadPoolExecutor(jobs) as pool:
-        checked = list(pool.map(lambda job: _check(*job, on_done), runs))
+        checked = list(pool.map(lambda job: _check(*job, launch, on_done), runs))
     problems = [
         f"{run.name}: {finding['subject']}: {finding['message']}"
         for (run, _), report in zip(runs, checked, strict=True)
@@ -93,10 +103,11 @@ def forecast_runs(
     }
 
 
-def _check(run: PlannedRun, recipe: Path, on_done: Callable[[], None]) -> dict[str, Any]:
+def _check(run: PlannedRun, recipe: Path, launch: dict[str, Any], on_done: Callable[[], None]) -> dict[str, Any]:
     # It goes on where a killed one stopped: a folder that holds a run is no mistake here.
     command = [sys.executable, "-m", "trl_exbias.cli.main", "check", str(recipe), "--method", run.command, "--json"]
-    done = subprocess.run([*command, "--resume_from_checkpoint", "true"], capture_output=True, text=True)
+    command += ["--resume_from_checkpoint", "true", *launch_arguments(launch, _PLACEMENT)]
+    done = subprocess.run(command, capture_output=True, text=True)
     on_done()
     try:
         return json.loads(done.stdout[done.stdout.index("{") :])

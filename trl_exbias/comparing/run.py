@@ -123,7 +123,7 @@ def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Fo
             missing.append((run, recipe))
     if missing:
         with tqdm(total=len(missing), desc="Checking the runs", unit="run", leave=False) as bar:
-            forecasts = forecast_runs(missing, bar.update)
+            forecasts = forecast_runs(missing, comparison.launch, bar.update)
         for run, _ in missing:
             forecast = found[run.name] = forecasts[run.name]
             record = {"keys": _plain(run.keys), "forecast": forecast and asdict(forecast)}
@@ -142,17 +142,19 @@ def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Fo
 
 def _train_all(comparison: Comparison, folders: dict[str, Path], forecasts: dict[str, Forecast]) -> EqualCompute | None:
     """Trains every run that is not finished; the one whose total is the budget comes first."""
-    runs = list(comparison.runs)
+    runs, launch = list(comparison.runs), comparison.launch
     if comparison.equal == "none":
         for number, run in enumerate(runs, start=1):
-            _train(run, folders[run.name], None, None, f"{run.name} ({number}/{len(runs)})")
+            _train(run, folders[run.name], None, None, f"{run.name} ({number}/{len(runs)})", launch)
         return None
     price, budget, anchor = Price(), comparison.budget, None
     if not isinstance(budget, (int, float)):
         anchor = next((run for run in runs if run.name == budget), None)
         anchor = anchor or max(runs, key=lambda run: price.of(forecasts[run.name]))
         runs.sort(key=lambda run: run is not anchor)
-        _train(anchor, folders[anchor.name], None, forecasts[anchor.name].steps, f"{anchor.name} (1/{len(runs)})")
+        _train(
+            anchor, folders[anchor.name], None, forecasts[anchor.name].steps, f"{anchor.name} (1/{len(runs)})", launch
+        )
         measured = read_compute(folders[anchor.name])
         budget = spent(measured, comparison.equal)
         if comparison.equal == "seconds":
@@ -167,11 +169,13 @@ def _train_all(comparison: Comparison, folders: dict[str, Path], forecasts: dict
             sft_tokens = trained_tokens(read_logs(folders[anchor.name]), up_to_step=planned.sft_steps)
             forecast = calibrated(forecast, planned, sft_tokens)
         steps = steps_for(budget, forecast, price)
-        _train(run, folders[run.name], steps, steps, f"{run.name} ({number}/{len(runs)})")
+        _train(run, folders[run.name], steps, steps, f"{run.name} ({number}/{len(runs)})", launch)
     return EqualCompute(comparison.equal, float(budget), comparison.tolerance)
 
 
-def _train(run: PlannedRun, folder: Path, max_steps: int | None, total: int | None, title: str) -> None:
+def _train(
+    run: PlannedRun, folder: Path, max_steps: int | None, total: int | None, title: str, launch: dict[str, Any]
+) -> None:
     write_recipe(run, folder, max_steps)
     if is_finished(folder):
         logger.info(f"{run.name} is trained already: {folder}.")
@@ -180,7 +184,7 @@ def _train(run: PlannedRun, folder: Path, max_steps: int | None, total: int | No
     steps = (read_recipe(folder) or {}).get("max_steps", total)
     length = "at its declared length" if max_steps is None else f"for {steps} updates"
     logger.info(f"{'Going on with' if begun else 'Training'} {run.name} {length}; log: {folder / 'train.log'}.")
-    train(run, folder, steps, title)
+    train(run, folder, steps, title, launch)
     logger.info(f"{run.name}: {_in_words(read_compute(folder))}")
 
 

@@ -63,7 +63,8 @@ def quality_table(content: Content) -> Table:
 def cost_table(content: Content) -> Table:
     """Tokens by sort, seconds by phase, peak memory."""
     runs = [entry for entry in content.runs if entry.compute is not None]
-    head = ["run", "updates", *(f"{sort} tokens" for sort in SORTS), "tokens", "seconds", "wall clock s", "peak memory"]
+    head = ["run", "updates", *(f"{sort} tokens" for sort in SORTS), "tokens", "seconds"]
+    head += ["s an update", "wall clock s", "peak memory"]
     rows = []
     for entry in runs:
         found = entry.compute
@@ -72,14 +73,16 @@ def cost_table(content: Content) -> Table:
         tokens, time = _cost_cells(content, entry)
         time = Cell(time.text, "\n".join(filter(None, (time.detail, by_phase))), time.tone)
         wall = Cell(seconds(found.wall_seconds), f"{found.attempts} starts" if found.attempts > 1 else "")
-        rows.append([Cell(entry.name), Cell(count(found.steps)), *by_sort, tokens, time, wall, _memory_cell(found)])
+        cells = [Cell(entry.name), Cell(count(found.steps)), *by_sort, tokens, time, _update_cell(found), wall]
+        rows.append([*cells, _memory_cell(found)])
     beside = f"in proportion to `{content.reference.name}`" if content.equal is None else "as a share of the budget"
     notes = [
         f"Trained: tokens read in training, over all epochs. Generated: one decoding step each. Teacher: tokens read once "
         f"more for labels, by a teacher or by the policy itself. Below their sum: the same {beside}. They are added up as "
         "they are: training on a token takes about three times the arithmetic of reading it, and generating one takes "
         "more time than either.",
-        "Seconds are those of the phases; the wall clock has loading and saving as well.",
+        "Seconds are those of the phases; the wall clock has loading and saving as well. Seconds an update: behind the SFT "
+        "phase, what was generated beforehand shared out over the updates that use it.",
     ]
     if any(entry.compute.derived for entry in runs):
         notes.append("Derived: not logged by the run, but counted in its rollouts, without the contexts before them.")
@@ -156,6 +159,14 @@ def _share_cell(content: Content, found: Compute) -> Cell:
     if content.equal.is_met(found):
         return Cell(f"{content.equal.share(found):.1%}")
     return Cell(f"{content.equal.share(found):.1%}, unequal", tone="warning")
+
+
+def _update_cell(found: Compute) -> Cell:
+    if found.seconds_an_update is None:
+        return Cell("–")
+    generating, training = found.seconds_an_update
+    detail = f"generating {number(generating)}\ntraining {number(training)}" if generating else ""
+    return Cell(number(generating + training), detail)
 
 
 def _memory_cell(found: Compute) -> Cell:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .comparison_file import PlannedRun
 from .compute import ATTEMPTS_FILE, METRICS_FILE, read_attempts
+from .launching import launch_arguments
 
 
 RECIPE_FILE, LOG_FILE = "recipe.yaml", "train.log"
@@ -80,13 +81,16 @@ def is_finished(folder: Path) -> bool:
     return bool(attempts) and attempts[-1]["status"] == 0
 
 
-def train(run: PlannedRun, folder: Path, total_steps: int | None, title: str) -> None:
+def train(
+    run: PlannedRun, folder: Path, total_steps: int | None, title: str, launch: dict[str, Any] | None = None
+) -> None:
     """
     Trains a run from its recipe, or goes on with it; returns at once where it is finished.
 
     Args:
         total_steps (`int`, *optional*): For the progress bar.
         title (`str`): Of the bar.
+        launch (`dict`, *optional*): Flags of `accelerate launch`.
 
     Raises:
         RunFailedError: if the command failed.
@@ -97,7 +101,7 @@ def train(run: PlannedRun, folder: Path, total_steps: int | None, title: str) ->
     attempts = read_attempts(folder)
     _refuse_second_trainer(folder, attempts)
     command = [sys.executable, "-m", "trl_exbias.cli.main", run.command, "--config", str(folder / RECIPE_FILE)]
-    command += ["--resume_from_checkpoint", "true"]
+    command += ["--resume_from_checkpoint", "true", *launch_arguments(launch or {})]
     record = {"seconds": 0.0, "status": None, "host_bytes": None, "pid": None}
     started = time.perf_counter()
     with open(folder / LOG_FILE, "ab") as log:
