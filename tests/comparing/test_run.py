@@ -135,3 +135,9 @@ def test_unlike_runs_are_refused_until_it_is_allowed(folder):
     assert done.returncode == 2
     assert "--allow data --allow seed" in done.stderr or "--allow seed --allow data" in done.stderr
     assert not (folder / "never").exists()
+
+
+def test_a_mistake_in_the_evaluation_is_found_before_anything_is_trained(folder):
+    done = call(folder, "compare", "tiny.yaml", "--output", "mistaken", "--evaluate.data", "nowhere.jsonl")
+    assert done.returncode == 2 and "The evaluation cannot be made" in done.stderr and "nowhere.jsonl" in done.stderr
+    assert not list((folder / "mistaken").rglob("train.log"))

@@ -35,6 +35,9 @@ def run(argv: list[str]) -> int:
     except RunStoppedError as stopped:
         print(stopped, file=sys.stderr)
         return RESUME_EXIT_CODE
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on.", file=sys.stderr)
+        return 130
     except RunFailedError as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1

@@ -13,6 +13,20 @@ from .training import RunFailedError
 FOLDER, FILE = "evaluation", "evaluation.json"
 
 
+def check_evaluation(model: str, options: dict[str, Any], output: Path) -> None:
+    """
+    Looks at the evaluation's data and options with a model at hand, so that a mistake is found before hours of training.
+
+    Raises:
+        ValueError: with what `exbias evaluate` says of it.
+    """
+    command = [sys.executable, "-m", "trl_exbias.cli.main", "evaluate", model, *arguments(options), "--dry_run"]
+    done = subprocess.run([*command, "--output", str(output / FOLDER)], capture_output=True, text=True)
+    if done.returncode:
+        message = done.stderr.strip().rpartition("error: ")[2] or f"status {done.returncode}"
+        raise ValueError(f"The evaluation cannot be made: {message}")
+
+
 def evaluate(models: dict[str, str], options: dict[str, Any], output: Path) -> dict[str, Any]:
     """
     Evaluates models by their names, and returns what `evaluation.json` holds.

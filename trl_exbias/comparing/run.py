@@ -15,7 +15,7 @@ from .compute import METRICS_FILE, Compute, read_compute, read_logs, read_run, t
 from .content import UNTRAINED, Content, Entry, EqualCompute, figures_and_curves
 from .demo_inputs import with_demo
 from .equal_compute import Price, calibrated, spent, steps_for
-from .evaluating import FOLDER, evaluate
+from .evaluating import FOLDER, check_evaluation, evaluate
 from .forecast import Forecast, forecast_runs
 from .report import write_report
 from .samples import GENERATIONS, read_samples
@@ -52,6 +52,9 @@ def compare(comparison: Comparison, output: Path, source: str | None = None) -> 
     forecasts = _forecasts(comparison, folders)
     if source is not None:
         (output / SOURCE_FILE).write_text(source, encoding="utf-8")
+    start = comparison.runs[0].keys.get("model_name_or_path")
+    if start is not None and not all(map(is_finished, folders.values())):
+        check_evaluation(start, comparison.evaluate, output)
     equal = _train_all(comparison, folders, forecasts)
     records = {name: read_run(folder) for name, folder in folders.items()}
     # What a recipe names and a run records are two sayings of the same: of either, one line is enough.
@@ -60,7 +63,6 @@ def compare(comparison: Comparison, output: Path, source: str | None = None) -> 
     allowed += check_alike(found, comparison.allow, "runs")
     entries = [Entry(run.name, run.method, run.own, read_compute(folders[run.name])) for run in comparison.runs]
     models = {name: str(folder) for name, folder in folders.items()}
-    start = comparison.runs[0].keys.get("model_name_or_path")
     if comparison.untrained and start is not None:
         entries.insert(0, Entry(UNTRAINED, None))
         models = {UNTRAINED: start, **models}
