@@ -8,6 +8,7 @@ from trl_exbias.cli.evaluate import _parser
 from trl_exbias.comparing.comparison_file import read_comparison
 from trl_exbias.comparing.demo_inputs import with_demo
 from trl_exbias.comparing.evaluate_options import arguments
+from trl_exbias.comparing.evaluating import check_evaluation
 from trl_exbias.comparing.samples import read_samples
 
 from ..tiny import byte_tokenizer
@@ -86,3 +87,13 @@ def test_the_demo_brings_word_problems_that_training_and_evaluation_do_not_share
     assert (len(train), len(test)) == (600, 400)
     questions = [{row["prompt"][0]["content"] for row in rows} for rows in (train, test)]
     assert not questions[0] & questions[1]
+
+
+def test_the_evaluations_data_are_loaded_before_anything_is_trained(tmp_path):
+    data = tmp_path / "test.jsonl"
+    data.write_text(json.dumps({"prompt": "1+1?", "completion": "2"}) + "\n")
+    check_evaluation({"suites": ["degeneration", "likelihood"], "data": str(data)})
+    with pytest.raises(ValueError, match="no data of its own"):
+        check_evaluation({"suites": ["degeneration"]})
+    with pytest.raises(ValueError, match="`likelihood` cannot be loaded"):
+        check_evaluation({"suites": ["likelihood"], "data": str(tmp_path / "nowhere.jsonl")})

@@ -139,5 +139,5 @@ def test_unlike_runs_are_refused_until_it_is_allowed(folder):
 
 def test_a_mistake_in_the_evaluation_is_found_before_anything_is_trained(folder):
     done = call(folder, "compare", "tiny.yaml", "--output", "mistaken", "--evaluate.data", "nowhere.jsonl")
-    assert done.returncode == 2 and "The evaluation cannot be made" in done.stderr and "nowhere.jsonl" in done.stderr
+    assert done.returncode == 2 and "`likelihood` cannot be loaded" in done.stderr and "nowhere.jsonl" in done.stderr
     assert not list((folder / "mistaken").rglob("train.log"))

@@ -19,10 +19,20 @@ def check_options(options: dict[str, Any]) -> list[str]:
     ]
     if not problems:
         try:
-            EvaluationOptions(**{key: _as_tuple(key, value) for key, value in options.items()})
+            evaluation_options(options)
         except (ValueError, TypeError) as error:
             problems += [f"`evaluate`: {line}" for line in str(error).splitlines()]
     return problems
+
+
+def evaluation_options(options: dict[str, Any]) -> EvaluationOptions:
+    """
+    As `exbias evaluate` reads them.
+
+    Raises:
+        ValueError, TypeError: for what cannot be.
+    """
+    return EvaluationOptions(**{key: _as_tuple(key, value) for key, value in options.items()})
 
 
 def arguments(options: dict[str, Any]) -> list[str]:

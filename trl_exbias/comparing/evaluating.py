@@ -6,25 +6,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .evaluate_options import arguments
+from .evaluate_options import arguments, evaluation_options
 from .training import RunFailedError
 
 
 FOLDER, FILE = "evaluation", "evaluation.json"
 
 
-def check_evaluation(model: str, options: dict[str, Any], output: Path) -> None:
+def check_evaluation(options: dict[str, Any]) -> None:
     """
-    Looks at the evaluation's data and options with a model at hand, so that a mistake is found before hours of training.
+    Loads the evaluation's data and looks at its options, so that a mistake is found before hours of training.
 
     Raises:
-        ValueError: with what `exbias evaluate` says of it.
+        ValueError, ImportError: as `exbias evaluate` would, but for what is wrong with a model.
     """
-    command = [sys.executable, "-m", "trl_exbias.cli.main", "evaluate", model, *arguments(options), "--dry_run"]
-    done = subprocess.run([*command, "--output", str(output / FOLDER)], capture_output=True, text=True)
-    if done.returncode:
-        message = done.stderr.strip().rpartition("error: ")[2] or f"status {done.returncode}"
-        raise ValueError(f"The evaluation cannot be made: {message}")
+    from ..evaluation import tasks
+    from ..evaluation.suites import load_suite
+
+    asked = evaluation_options(options)
+    for name in asked.suites:
+        chosen = load_suite(name)
+        chosen.check(asked)
+        tasks.load(chosen, asked)
 
 
 def evaluate(models: dict[str, str], options: dict[str, Any], output: Path) -> dict[str, Any]:

@@ -52,9 +52,8 @@ def compare(comparison: Comparison, output: Path, source: str | None = None) -> 
     forecasts = _forecasts(comparison, folders)
     if source is not None:
         (output / SOURCE_FILE).write_text(source, encoding="utf-8")
-    start = comparison.runs[0].keys.get("model_name_or_path")
-    if start is not None and not all(map(is_finished, folders.values())):
-        check_evaluation(start, comparison.evaluate, output)
+    if not all(map(is_finished, folders.values())):
+        check_evaluation(comparison.evaluate)
     equal = _train_all(comparison, folders, forecasts)
     records = {name: read_run(folder) for name, folder in folders.items()}
     # What a recipe names and a run records are two sayings of the same: of either, one line is enough.
@@ -63,6 +62,7 @@ def compare(comparison: Comparison, output: Path, source: str | None = None) -> 
     allowed += check_alike(found, comparison.allow, "runs")
     entries = [Entry(run.name, run.method, run.own, read_compute(folders[run.name])) for run in comparison.runs]
     models = {name: str(folder) for name, folder in folders.items()}
+    start = comparison.runs[0].keys.get("model_name_or_path")
     if comparison.untrained and start is not None:
         entries.insert(0, Entry(UNTRAINED, None))
         models = {UNTRAINED: start, **models}
