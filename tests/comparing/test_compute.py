@@ -21,8 +21,8 @@ def test_tokens_and_seconds_of_a_run_are_those_it_logged(tmp_path):
 def test_logged_counts_win_over_derived_ones(tmp_path):
     """Two rollout phases of 100 and 150 tokens, read by the teacher with their contexts; the manifest says something else."""
     logs = [
-        {"step": 0, "tokens/generated": 100, "tokens/teacher": 400, "memory/device_peak_bytes": 3 * 2**30},
-        {"step": 1, "tokens/generated": 150, "tokens/teacher": 450, "memory/device_peak_bytes": 2 * 2**30},
+        {"step": 0, "rollout/num_tokens": 100, "teacher/num_tokens": 400, "memory/device_peak_bytes": 3 * 2**30},
+        {"step": 1, "rollout/num_tokens": 150, "teacher/num_tokens": 450, "memory/device_peak_bytes": 2 * 2**30},
     ]
     found = read_compute(write_run(tmp_path / "rac", "RAC", logs=logs))
     assert (found.generated, found.teacher, found.derived) == (250, 850, ())
@@ -102,3 +102,11 @@ def test_seconds_an_update_share_generation_out_over_the_updates_that_use_it(tmp
     scs = read_compute(write_run(tmp_path / "scs", "Scheduled sampling", seconds={"joint": 80.0}, logs=logs))
     assert scs.seconds_an_update == (30.0, 10.0) and scs.phase_seconds == 80
     assert read_compute(write_run(tmp_path / "sft", seconds={"sft": 10.0})).seconds_an_update is None
+
+
+def test_a_phase_that_a_resumed_run_logs_again_counts_once_and_online_mixing_at_every_step(tmp_path):
+    again = [{"step": 1, "rollout/num_tokens": 300}] * 2
+    assert read_compute(write_run(tmp_path / "bash", logs=again)).generated == 300
+    logs = [{"step": 1, "mixing/num_tokens": 40}, {"step": 2, "mixing/num_tokens": 50}]
+    scs = read_compute(write_run(tmp_path / "scs", "Scheduled sampling", rolled_out=0, logs=logs))
+    assert (scs.generated, scs.derived) == (90, ())

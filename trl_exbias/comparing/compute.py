@@ -15,7 +15,9 @@ ATTEMPTS_FILE = "attempts.json"
 SORTS = ("trained", "generated", "teacher")
 
 _SECONDS = "seconds/"
-_GENERATED, _TEACHER, _DEVICE_PEAK = "tokens/generated", "tokens/teacher", "memory/device_peak_bytes"
+# Of a rollout phase, and of scheduled sampling since the log before; of labels since the log before.
+_GENERATED, _TEACHER = ("rollout/num_tokens", "mixing/num_tokens"), ("teacher/num_tokens",)
+_DEVICE_PEAK = "memory/device_peak_bytes"
 # Methods that read each of their own responses once more to label it, and what their name is in `run.json`.
 _LABEL_THEMSELVES = ("RAC", "SPIN")
 
@@ -170,9 +172,10 @@ def read_attempts(folder: str | Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def _sum(logs: list[dict[str, Any]], key: str) -> int | None:
-    found = [entry[key] for entry in logs if key in entry]
-    return int(sum(found)) if found else None
+def _sum(logs: list[dict[str, Any]], keys: Iterable[str]) -> int | None:
+    # A run that is resumed where a phase has just ended says once more what that phase has made.
+    found = {(key, entry["step"]): entry[key] for entry in logs for key in keys if key in entry}
+    return int(sum(found.values())) if found else None
 
 
 def _rolled_out(folder: Path) -> int:
@@ -198,4 +201,4 @@ def _labelled(run: dict[str, Any], logs: list[dict[str, Any]], generated: int) -
         return generated
     # A teacher reads whole trajectories: H + T tokens.
     length = sum(run["config"].get(key) or 0 for key in ("context_length", "rollout_length"))
-    return (_sum(logs, "teacher/scored") or 0) * length
+    return (_sum(logs, ("teacher/scored",)) or 0) * length
