@@ -49,11 +49,13 @@ def test_options_of_fsdp2(options, single, tmp_path):
     check_equal(single("dad-dagger"), two)
 
 
-@pytest.mark.parametrize("method", ["bash", "dad-dagger", "bash-lora"])
+@pytest.mark.parametrize("method", ["bash", "dad-dagger", "bash-lora", "spin"])
 @pytest.mark.parametrize("engine", [pytest.param("zero3", marks=needs_deepspeed), "fsdp2"])
 def test_mixed_precision(method, engine, single, tmp_path):
     two = run(method, tmp_path, 2, engine, bf16=True)
     check_engine(two, engine)
+    # What is no weight and no activation keeps its own: log-probabilities in eight bits would be another loss.
+    assert two.record["float_input_dtypes"] == ["torch.float32"]
     # Eight bits of precision; the rollouts are others where two tokens are about as probable.
     assert two.losses == pytest.approx(single(method).losses, rel=2e-2)
 

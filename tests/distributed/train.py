@@ -126,9 +126,17 @@ class Watch(TrainerCallback):
         self.done = done
         self.teacher_sharded = False
         self.layer_calls = 0
+        self.float_dtypes: set[str] = set()
+        prepare = done._prepare_inputs
+        done._prepare_inputs = lambda inputs: self._look(prepare(inputs))
         if not done.args.torch_compile:
             layer = backbone(done.model).layers[0].mlp
             layer.register_forward_pre_hook(self._count)
+
+    def _look(self, inputs: dict) -> dict:
+        tensors = [*inputs.values(), *inputs.get("soft_labels", {}).values()]
+        self.float_dtypes |= {str(t.dtype) for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()}
+        return inputs
 
     def _count(self, layer, inputs) -> None:
         self.layer_calls += layer.training
@@ -186,6 +194,7 @@ def main(method: str, output_dir: str, batch_size: int, engine: str, options: di
             "fingerprint": fingerprint,
             "losses": logged(done, "loss"),
             "layer_calls": watch.layer_calls,
+            "float_input_dtypes": sorted(watch.float_dtypes),
         }
         (Path(output_dir) / "record.json").write_text(json.dumps(record))
 

@@ -1,7 +1,7 @@
 """The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`.
 
 Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on are all in this file: `Trainer`'s
-`_run_epoch`, `_init_training_state`, `_get_dataloader`, `_get_num_items_in_batch`, `_save_checkpoint`, and
+`_run_epoch`, `_init_training_state`, `_get_dataloader`, `_prepare_input`, `_get_num_items_in_batch`, `_save_checkpoint`, and
 `SFTTrainer`'s `_prepare_dataset`, `_set_signature_columns_if_needed`, `_metrics`, `_total_train_tokens`, `_tp_size`.
 """
 
@@ -480,6 +480,13 @@ class IterativeSFTTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts
+
+    def _prepare_input(self, data):
+        # Under DeepSpeed, transformers casts every floating-point input to the training's type, for models that read sounds
+        # or pictures. Ours are log-probabilities, weights and a teacher's states: eight bits of them would be another loss.
+        if isinstance(data, torch.Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
