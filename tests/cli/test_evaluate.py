@@ -162,6 +162,7 @@ def test_a_judge_is_asked_once_about_each_pair_and_its_cost_reported(judge, caps
         (["model", "--suite", "rouge", "--max_new_tokens", "0"], "`max_new_tokens` must be at least 1"),
         (["model", "--suite", "rouge", "--num_generations", "2"], "greedy responses are all the same"),
         (["model", "--suite", "rouge", "--completion_template", "{{ gold }}"], "`prompt_template` is missing"),
+        (["model", "--suite", "rouge", "--judge_extra_body", "[1]"], "`judge_extra_body` cannot be read"),
         (["model", "--suite", "rouge", "--dry_run"], "A dry run is of suites that ask a judge"),
         (["model", "--suite", "geval", "--judge_url", "http://x/v1", "--judge_model", "j"], "`geval` needs --criteria"),
         (["model", "--suite", "win_rate", "--judge_url", "https://x/v1", "--judge_model", "j"], "OPENAI_API_KEY"),

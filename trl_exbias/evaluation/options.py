@@ -49,7 +49,10 @@ class EvaluationOptions:
     max_new_tokens: int | None = _option(None, "tokens after which a response is cut")
     num_generations: int | None = _option(None, "responses to each prompt; figures are means over them, with their std")
     seed: int = _option(0, "of every draw, together with the prompt and the number of the response")
-    max_batch_tokens: int = _option(16384, "tokens of one batch, with padding")
+    max_batch_tokens: int | None = _option(
+        None,
+        "tokens of one batch, with padding: what is lost at most when it is killed (default: 16384; 4096 on a CPU)",
+    )
     # Exposure bias
     horizon: int = _option(10, "T, steps of free running")
     num_samples: int = _option(4, "free runs from each start")
@@ -65,6 +68,12 @@ class EvaluationOptions:
         None, "dollars for a million tokens read and a million written", nargs=2, metavar=("READ", "WRITTEN")
     )
     judge_concurrency: int = _option(8, "questions to the judge at a time")
+    judge_max_tokens: int = _option(512, "tokens of a judge's answer")
+    judge_timeout: float = _option(60.0, "seconds to wait for an answer, at each attempt; a judge on a CPU needs more")
+    judge_extra_body: str | None = _option(
+        None,
+        "fields of the request that only this endpoint knows, as JSON, e.g. to hold a small judge to the form of an answer",
+    )
     both_orders: bool = _option(False, "ask for a win in both orders")
     task: str | None = _option(None, "what a win is judged on: the judge's prompt (default: summarization)")
     criteria: str | None = _option(None, "G-Eval: name of shipped criteria, or a file")
@@ -100,6 +109,11 @@ class EvaluationOptions:
         ]
         if self.temperature is not None and self.temperature < 0:
             problems.append(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
+        try:
+            if not isinstance(json.loads(self.judge_extra_body or "{}"), dict):
+                raise ValueError("it is no JSON object")
+        except ValueError as error:
+            problems.append(f"`judge_extra_body` cannot be read: {error}.")
         judged = [suite for suite in self.suites if suite in JUDGED]
         missing = [f"--{name}" for name in ("judge_url", "judge_model") if getattr(self, name) is None]
         if judged and missing:

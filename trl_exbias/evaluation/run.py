@@ -146,6 +146,9 @@ def judge_client(options: EvaluationOptions) -> "JudgeClient":
         api_key_env=options.judge_key_env,
         cache=options.verdicts_file,
         max_concurrency=options.judge_concurrency,
+        max_tokens=options.judge_max_tokens,
+        timeout=options.judge_timeout,
+        extra_body=None if options.judge_extra_body is None else json.loads(options.judge_extra_body),
         prompt_price=read,
         completion_price=written,
     )

@@ -92,6 +92,11 @@ class Subject:
         return hashlib.blake2b(entries, digest_size=8).hexdigest()
 
     @cached_property
+    def batch_tokens(self) -> int:
+        """Tokens of one batch."""
+        return self.options.max_batch_tokens or (4096 if device_of(self.options) == "cpu" else 16384)
+
+    @cached_property
     def _base_folder(self) -> Path:
         base = base_of_adapter(self.folder)
         return self.folder if base is None else local_folder(base)
@@ -205,7 +210,7 @@ class Subject:
             pad = self.tokenizer.pad_token_id
             pad = self.stop_token_ids[0] if pad is None else pad
             self._engine = TransformersEngine(
-                self.model, pad, self.options.max_batch_tokens, on_progress=lambda *done: self._report(*done)
+                self.model, pad, self.batch_tokens, on_progress=lambda *done: self._report(*done)
             )
             self._room = self.positions or sys.maxsize
         return self._engine
@@ -239,7 +244,15 @@ class Subject:
         if self.options.engine == "vllm":
             rows = range(len(lengths))
             return [[*rows[start : start + _VLLM_BATCH]] for start in range(0, len(rows), _VLLM_BATCH)]
-        return token_batches(lengths, self.options.max_batch_tokens)
+        return token_batches(lengths, self.batch_tokens)
+
+
+def device_of(options: Any) -> str:
+    """The device asked for, else the accelerator, where there is one."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return options.device or str(found)
 
 
 def load_model(folder: str | Path, options: Any):
@@ -249,10 +262,9 @@ def load_model(folder: str | Path, options: Any):
     Args:
         options: Has `dtype`, `device` and `trust_remote_code`.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    device = device_of(options)
     kwargs = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
     folder = local_folder(str(folder))
     base = base_of_adapter(folder)

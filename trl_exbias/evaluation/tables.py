@@ -56,4 +56,6 @@ def _names(models: dict[str, Any]) -> dict[str, list[str]]:
 def _cells(figure: Figure, sign: str = "") -> list[str]:
     std = "" if figure.std is None else f"{figure.std:.2g}"
     missing = str(figure.missing) if figure.missing else ""
+    if not figure.n:
+        return ["–", "", "", "0", missing]
     return [f"{figure.mean:{sign}.4g}", f"[{figure.low:.4g}, {figure.high:.4g}]", std, str(figure.n), missing]

@@ -48,7 +48,7 @@ def _of_documents(work: Work, model, tokenizer) -> tuple[np.ndarray, list[str], 
     length, stride = work.options.context_length, work.cuts.stride
     documents = [tokenizer(text)["input_ids"] for text in work.rows.dataset["text"]]
     places = [(i, start) for i, ids in enumerate(documents) for start in starts(len(ids), length + 1, stride)]
-    nll = sliding_nll(model, documents, length, stride, work.options.max_batch_tokens)
+    nll = sliding_nll(model, documents, length, stride, work.subject.batch_tokens)
     texts = [tokenizer.decode([documents[i][start + length]]) for i, start in places]
     return nll, [f"{i}:{start}" for i, start in places], texts
 
@@ -73,7 +73,7 @@ def _free_running(work: Work, ids, contexts, horizons, settings: dict[str, Any])
             horizons,
             options.num_samples,
             options.seed,
-            max_batch_tokens=options.max_batch_tokens,
+            max_batch_tokens=work.subject.batch_tokens,
             on_progress=lambda starts, tokens: bar.update(starts),
         )
     present = (~np.isnan(runs.teacher_forced)).astype(float)
