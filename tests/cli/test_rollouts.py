@@ -59,7 +59,9 @@ def test_diff_says_what_differs_and_exits_so(runs, capsys):
 def test_export_is_one_file_of_all_branches_with_their_text(runs, tmp_path, suffix, capsys):
     file = tmp_path / f"rollouts.{suffix}"
     assert main(["rollouts", "export", str(runs["one"]), str(file)]) == 0
-    rows = pq.read_table(file).to_pylist() if suffix == "parquet" else list(map(json.loads, file.read_text().splitlines()))
+    rows = (
+        pq.read_table(file).to_pylist() if suffix == "parquet" else list(map(json.loads, file.read_text().splitlines()))
+    )
     assert len(rows) == 16 and {row["iteration"] for row in rows} == {1, 2}
     assert all(len(row["text"].encode()) >= len(row["input_ids"]) - 2 or "\ufffd" in row["text"] for row in rows)
 

@@ -1,6 +1,7 @@
 """Figures and their intervals: they cover as often as they say, pair up by prompt, and refuse what is unlike."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -110,3 +111,10 @@ def test_a_figure_goes_through_json():
     figure = Figure.over_prompts("x", {"a": 0.25, "b": None}, settings={"n": 2}, higher_is_better=None, std=0.1)
     assert Figure.from_dict(json.loads(json.dumps(figure.as_dict()))) == figure
     assert str(figure) == "0.25 [0.25, 0.25] ± 0.1"
+
+
+def test_a_figure_without_any_value_is_valid_json_and_comes_back():
+    empty = Figure.over_prompts("win_rate", {"a": None})
+    text = json.dumps(empty.as_dict(), allow_nan=False)
+    again = Figure.from_dict(json.loads(text))
+    assert math.isnan(again.mean) and math.isnan(again.low) and (again.n, again.missing) == (0, 1)

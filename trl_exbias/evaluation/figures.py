@@ -1,5 +1,6 @@
 """A figure of an evaluation: one number over many prompts, with what one must know to believe it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,12 +45,13 @@ class Figure:
         return cls(name, mean, low, high, len(there), len(values) - len(there), per_prompt=there, **fields)
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON; `from_dict` reads it back."""
-        return asdict(self)
+        """Ready for JSON, which has no NaN: `None` there. `from_dict` reads it back."""
+        record = asdict(self)
+        return record | {name: None for name in ("mean", "low", "high") if math.isnan(record[name])}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Figure":
-        return cls(**record)
+        return cls(**{**record, **{name: math.nan for name in ("mean", "low", "high") if record[name] is None}})
 
     def __str__(self) -> str:
         text = f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"

@@ -47,13 +47,16 @@ class Judge:
                 self.under_way -= 1
 
 
-def completion(said) -> Response:
+def completion(said, text: str | None = None) -> Response:
     """A reply of the API: a text, or tokens with the log-probabilities of their alternatives."""
     tokens = [] if isinstance(said, str) else said
     choice = {
         "index": 0,
         "finish_reason": "stop",
-        "message": {"role": "assistant", "content": said if isinstance(said, str) else "".join(t for t, _ in tokens)},
+        "message": {
+            "role": "assistant",
+            "content": text or (said if isinstance(said, str) else "".join(t for t, _ in tokens)),
+        },
     }
     if tokens:
         content = [

@@ -139,4 +139,8 @@ def _read(reply: Any) -> tuple[JudgeAnswer | None, str]:
         counts = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None, "an answer of another form than a chat completion's"
-    return JudgeAnswer(text.strip() if isinstance(text, str) else "", choice.finish_reason, *counts, tokens), ""
+    text = text.strip() if isinstance(text, str) else ""
+    # vLLM reports the token that ends the turn, too, which is no part of the text.
+    while tokens and not text.endswith(tokens[-1][0].strip()):
+        tokens = tokens[:-1]
+    return JudgeAnswer(text, choice.finish_reason, *counts, tokens), ""
