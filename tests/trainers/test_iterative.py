@@ -356,8 +356,11 @@ def test_rollouts_of_a_lost_timeline_are_set_aside(tmp_path, caplog):
 
 
 def test_the_run_leaves_a_record(tmp_path):
-    done = bash(tmp_path, hub_token="hf_secret", num_iterations=1)
+    model = tiny_model()
+    model.config._name_or_path, model.config._commit_hash = "me/tiny", "1" * 40
+    done = bash(tmp_path, model=model, hub_token="hf_secret", num_iterations=1)
     record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["model"], record["model_revision"]) == ("me/tiny", "1" * 40)
     assert record["method"] == "BASH" and record["rows"] == 12
     assert record["config"]["beta"] == 0.5
     assert record["versions"]["trl"] == "1.16.0"

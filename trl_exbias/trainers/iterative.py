@@ -322,7 +322,16 @@ class IterativeSFTTrainer(SFTTrainer):
         self.processes.wait()
         self.data_fingerprint = rows_fingerprint(self.train_dataset)
         resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
-        recorder = RunRecorder({"method": self._name, "data": self.data_fingerprint, "rows": len(self.train_dataset)})
+        config = base_causal_lm(self.model).config
+        recorder = RunRecorder(
+            {
+                "method": self._name,
+                "model": config._name_or_path,
+                "model_revision": getattr(config, "_commit_hash", None),
+                "data": self.data_fingerprint,
+                "rows": len(self.train_dataset),
+            }
+        )
         self.preemption = Preemption(self)
         self._iteration = -1
         for callback in (recorder, self.preemption):
