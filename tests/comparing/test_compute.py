@@ -29,9 +29,17 @@ def test_logged_counts_win_over_derived_ones(tmp_path):
     assert found.device_bytes == 3 * 2**30
 
 
-def test_rac_reads_its_responses_again_and_a_teacher_reads_trajectories(tmp_path):
-    rac = read_compute(write_run(tmp_path / "rac", "RAC"))
-    assert (rac.teacher, rac.derived) == (300, ("generated", "teacher"))
+def test_labels_of_a_run_that_did_not_log_them_are_derived(tmp_path):
+    """
+    2 steps: 480 tokens in the SFT phase, of 48 rows once: 10 a row. 48 rows rolled out, 300 tokens in all, 6.25 each.
+    RAC reads 300 behind 48 · 10; SPIN 48 · 10 of gold and 300 behind contexts of 10 − 6.25. A teacher reads H + T.
+    """
+    steps = {"trained": (480, 1200), "seconds": {"rollouts": 30.0, "joint": 20.0}}
+    sft = {"step": 1, "seconds/sft": 10.0}
+    rac = read_compute(write_run(tmp_path / "rac", "RAC", logs=[sft], **steps))
+    assert (rac.teacher, rac.derived) == (300 + 480, ("generated", "teacher"))
+    assert read_compute(write_run(tmp_path / "spin", "SPIN", logs=[sft], **steps)).teacher == 300 + 480 + 48 * 3.75
+    assert read_compute(write_run(tmp_path / "bare", "RAC", {"sft_epochs": 0})).teacher == 300
     own = {"context_length": 32, "rollout_length": 8}
     logs = [{"step": 1, "teacher/scored": 5}, {"step": 2, "teacher/scored": 7}]
     dad = read_compute(write_run(tmp_path / "dad", "DaD-DAgger", own, logs=logs))

@@ -1,7 +1,7 @@
 import pytest
 
 from trl_exbias.comparing.compute import Compute
-from trl_exbias.comparing.equal_compute import Price, calibrated, spent, steps_for
+from trl_exbias.comparing.equal_compute import Price, answered, calibrated, spent, steps_for
 from trl_exbias.comparing.forecast import Forecast
 
 
@@ -76,3 +76,13 @@ def test_a_finished_run_corrects_the_forecasts_of_the_others():
     assert (found.trained, found.steps) == (12000, 24)
     assert steps_for(13440, found, Price()) == 27
     assert calibrated(SFT, BASH, 0) == SFT
+
+
+def test_answers_are_as_long_as_another_run_gave_them():
+    """3072 were the longest possible, 2048 were given: 1024 less to generate, to train on and to label."""
+    phases = [phase(0, 12, 4800), phase(1, 12, 7872, 48, 3072)]
+    rac, spin = (Forecast.from_plan(method, {"data": DATA, "phases": phases}) for method in ("rac", "spin"))
+    found = answered(rac, spin, Compute(0, 2048, 0, 24))
+    assert (found.generated, found.trained, found.last_tokens) == (2048, rac.trained - 1024, rac.last_tokens - 1024)
+    assert found.teacher == rac.teacher - 1024 and found.steps == rac.steps
+    assert answered(SFT, spin, Compute(0, 2048, 0, 24)) == SFT

@@ -18,7 +18,7 @@ _SECONDS = "seconds/"
 # Of a rollout phase, and of scheduled sampling since the log before; of labels since the log before.
 _GENERATED, _TEACHER = ("rollout/num_tokens", "mixing/num_tokens"), ("teacher/num_tokens",)
 _DEVICE_PEAK = "memory/device_peak_bytes"
-# Methods that read each of their own responses once more to label it, and what their name is in `run.json`.
+# Methods whose policy reads responses once more for labels, by their names in `run.json`.
 _LABEL_THEMSELVES = ("RAC", "SPIN")
 
 
@@ -98,7 +98,7 @@ def read_compute(folder: str | Path) -> Compute:
         generated = _rolled_out(folder)
         derived += ["generated"] * (generated > 0)
     if teacher is None:
-        teacher = _labelled(run, logs, generated)
+        teacher = _labelled(run, logs, folder, generated)
         derived += ["teacher"] * (teacher > 0)
     attempts = read_attempts(folder)
     host = [attempt["host_bytes"] for attempt in attempts if attempt.get("host_bytes")]
@@ -182,10 +182,15 @@ def _rolled_out(folder: Path) -> int:
     """Tokens of all rollouts on disk: by their manifests, else counted in their shards."""
     total = 0
     for iteration in sorted(folder.glob(f"{ROLLOUTS}/iteration-*")):
-        manifest = json.loads((iteration / MANIFEST).read_text()) if (iteration / MANIFEST).is_file() else {}
-        stats = manifest.get("stats", {}).get("rollout/length")
+        stats = _lengths(iteration)
         total += int(stats[0]) if stats else sum(map(_count_tokens, iteration.glob("shard-*.parquet")))
     return total
+
+
+def _lengths(iteration: Path) -> list[float] | None:
+    """Tokens and rows that a manifest says were rolled out."""
+    path = iteration / MANIFEST
+    return json.loads(path.read_text())["stats"].get("rollout/length") if path.is_file() else None
 
 
 def _count_tokens(shard: Path) -> int:
@@ -196,9 +201,18 @@ def _count_tokens(shard: Path) -> int:
     return pc.sum(lengths).as_py() or 0
 
 
-def _labelled(run: dict[str, Any], logs: list[dict[str, Any]], generated: int) -> int:
-    if run["method"] in _LABEL_THEMSELVES:
-        return generated
-    # A teacher reads whole trajectories: H + T tokens.
-    length = sum(run["config"].get(key) or 0 for key in ("context_length", "rollout_length"))
-    return (_sum(logs, ("teacher/scored",)) or 0) * length
+def _labelled(run: dict[str, Any], logs: list[dict[str, Any]], folder: Path, generated: int) -> int:
+    """Tokens read for labels, as near as a run that has not logged them lets one come."""
+    if run["method"] not in _LABEL_THEMSELVES:
+        # A teacher reads whole trajectories: H + T tokens.
+        length = sum(run["config"].get(key) or 0 for key in ("context_length", "rollout_length"))
+        return (_sum(logs, ("teacher/scored",)) or 0) * length
+    rows = sum(stats[1] for stats in map(_lengths, folder.glob(f"{ROLLOUTS}/iteration-*")) if stats)
+    passes = run["rows"] * (run["config"].get("sft_epochs") or 0)
+    sft = max((entry["step"] for entry in logs if f"{_SECONDS}sft" in entry), default=0)
+    # Of a row with its gold response, from the SFT phase; where there was none, contexts are left out.
+    row = trained_tokens(logs, up_to_step=sft) / passes if passes and sft else 0.0
+    if run["method"] == "RAC":  # its response behind question and reference
+        return round(generated + rows * row)
+    # SPIN: the gold response behind its context, and its own, about as long, behind the same.
+    return round(generated + rows * (row + max(0.0, row - generated / rows))) if rows and row else generated

@@ -58,6 +58,22 @@ def calibrated(forecast: Forecast, planned: Forecast, measured_sft_tokens: float
     return replace(forecast, **{name: factor * getattr(forecast, name) for name in tokens})
 
 
+def answered(forecast: Forecast, planned: Forecast, measured: Compute) -> Forecast:
+    """
+    A forecast with answers as long as another run was found to give, where it had the longest possible.
+
+    Args:
+        forecast ([`Forecast`]): Of a method that answers freely (RAC, SPIN).
+        planned ([`Forecast`]), measured ([`Compute`]): Of a run of such a method.
+    """
+    if not planned.generated or not forecast.generated:
+        return forecast
+    # Each token that is not said is not generated, not trained on, and not read for labels.
+    less = forecast.generated * (1 - measured.generated / planned.generated)
+    kept = {name: max(0.0, getattr(forecast, name) - less) for name in ("trained", "generated", "teacher")}
+    return replace(forecast, **kept, last_tokens=max(1.0, forecast.last_tokens - less))
+
+
 def steps_for(budget: float, forecast: Forecast, price: Price) -> int:
     """
     Optimizer updates with which a run consumes `budget`: the last phase is made longer or shorter.

@@ -14,7 +14,7 @@ from .comparison_file import Comparison, PlannedRun
 from .compute import METRICS_FILE, Compute, read_compute, read_logs, read_run, trained_tokens
 from .content import UNTRAINED, Content, Entry, EqualCompute, figures_and_curves
 from .demo_inputs import with_demo
-from .equal_compute import Price, calibrated, spent, steps_for
+from .equal_compute import Price, answered, calibrated, spent, steps_for
 from .evaluating import FOLDER, check_evaluation, evaluate
 from .forecast import Forecast, forecast_runs
 from .report import write_report
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 RUNS, FORECAST_FILE = "runs", "forecast.json"
 #: The comparison file that the folder of a comparison belongs to.
 SOURCE_FILE = "comparison.yaml"
+
+# Methods whose answers are as long as the policy makes them, of which a forecast knows the limit alone.
+_ANSWER_FREELY = ("rac", "spin")
 
 
 def compare(comparison: Comparison, output: Path, source: str | None = None) -> list[Path]:
@@ -170,6 +173,8 @@ def _train_all(comparison: Comparison, folders: dict[str, Path], forecasts: dict
             planned = forecasts[anchor.name]
             sft_tokens = trained_tokens(read_logs(folders[anchor.name]), up_to_step=planned.sft_steps)
             forecast = calibrated(forecast, planned, sft_tokens)
+            if {run.method, anchor.method} <= set(_ANSWER_FREELY):
+                forecast = answered(forecast, calibrated(planned, planned, sft_tokens), measured)
         steps = steps_for(budget, forecast, price)
         _train(run, folders[run.name], steps, steps, f"{run.name} ({number}/{len(runs)})", launch)
     return EqualCompute(comparison.equal, float(budget), comparison.tolerance)
