@@ -40,6 +40,7 @@ def write_run(
     config = {**CONFIG, **(own or {})}
     record = {
         "method": method,
+        "model": "SmolLM2",
         "data": data,
         "rows": 48,
         "config": config,

@@ -10,7 +10,7 @@ from .keys import CONFIG_CLASSES
 
 
 _USAGE = "usage: exbias recipes list | show NAME | copy NAME [TO]"
-_ACCELERATE = "accelerate"
+_ACCELERATE, _COMPARE = "accelerate", "compare"
 
 
 def recipes_folder() -> Path:
@@ -74,9 +74,11 @@ def _list() -> None:
     """A line for each file: its name and the first line of its text."""
     ours = names()
     configs = [name for name in _all_names() if name.split("/")[0] == _ACCELERATE]
-    others = [name for name in _all_names() if name not in ours and name not in configs]
+    comparisons = [name for name in _all_names() if name.split("/")[0] == _COMPARE]
+    others = [name for name in _all_names() if name not in (*ours, *configs, *comparisons)]
     for heading, group in (
         ("Recipes, for exbias METHOD --config", ours),
+        ("Comparisons, for exbias compare", comparisons),
         ("Recipes for TRL's own commands, `trl sft` and `trl dpo`", others),
         ("Machines, for --accelerate_config NAME", configs),
     ):

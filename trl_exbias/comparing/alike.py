@@ -77,21 +77,15 @@ def settings_of_recipe(run: PlannedRun) -> dict[str, Any]:
     return found
 
 
-def settings_of_run(record: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
-    """
-    What a finished run's `run.json` says of them.
-
-    Args:
-        model: What it was trained from, where `run.json` does not say.
-    """
+def settings_of_run(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished run's `run.json` says of them."""
     config = record["config"]
     found = {key: config[key] for key in _CONFIG_KEYS if key in config}
     found |= {"seed": record["seed"], "data": record["data"], "hardware": _hardware(record)}
     found |= {package: record["versions"][package] for package in _PACKAGES if package in record["versions"]}
     batch, accumulation = (config[key] for key in _BATCH_KEYS)
     found["batch_size"] = batch * accumulation * record["world_size"]
-    if record.get("model", model) is not None:
-        found["model"] = record.get("model", model)
+    found["model"] = record["model"]
     return found
 
 

@@ -373,7 +373,10 @@ class IterativeSFTTrainer(SFTTrainer):
         self._phase_started = time.perf_counter()
 
     def _end_phase(self, entry: PlannedEpoch) -> None:
-        self.log_now({f"seconds/{entry.phase}": time.perf_counter() - self._phase_started})
+        spent = {f"seconds/{entry.phase}": time.perf_counter() - self._phase_started}
+        if self.args.device.type == "cuda":
+            spent["memory/device_peak_bytes"] = torch.cuda.max_memory_allocated(self.args.device)
+        self.log_now(spent)
         if self._iteration_best is not None:
             self._iteration_best.restore(entry.iteration, self.state.global_step)
         for callback in self.callback_handler.callbacks:
