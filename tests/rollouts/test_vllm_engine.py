@@ -237,18 +237,24 @@ class TestFaults:
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
     def test_no_orphan_is_left_behind(self, folder, end):
         script = (
+            "import signal\n"
+            # What runs in the background of a shell inherits an ignored SIGINT.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from trl_exbias.rollouts import SamplingOptions, VLLMEngine\n"
             f"with VLLMEngine({str(folder)!r}, max_model_len=4096) as engine:\n"
             "    print(engine._process.pid, flush=True)\n"
             "    engine.sample([[1, 2]] * 64, SamplingOptions(max_new_tokens=4000))\n"
         )
         parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        child = int(parent.stdout.readline())
-        time.sleep(0.5)
-        assert is_running(child)
-        parent.send_signal(end)
-        assert parent.wait(timeout=20) != 0
-        assert wait_until(lambda: not is_running(child), 20)
+        try:
+            child = int(parent.stdout.readline())
+            time.sleep(0.5)
+            assert is_running(child)
+            parent.send_signal(end)
+            assert parent.wait(timeout=20) != 0
+            assert wait_until(lambda: not is_running(child), 20)
+        finally:
+            parent.kill()
 
 
 class TestWithoutAProcess:
