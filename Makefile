@@ -23,7 +23,7 @@ demo: setup
 	$(VENV)/bin/exbias demo
 
 test: setup lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest --durations 25
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
