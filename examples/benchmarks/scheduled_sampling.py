@@ -12,8 +12,8 @@ from .common import QUIET, chat_pairs, chat_rows, load_model, report
 from .mix import decode, masks_of
 
 
-BATCH = 16
-STEPS = 4
+BATCH, MICRO_BATCH = 16, 4
+STEPS = 2
 BETA = 0.2
 
 
@@ -25,7 +25,8 @@ def seconds_of_a_batch(trainer_class, config_class) -> dict[str, float]:
         {"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]}
         for q, a in pairs
     ]
-    options = {**QUIET, "sft_epochs": 0, "beta": BETA, "per_device_train_batch_size": BATCH, "max_length": None}
+    options = {**QUIET, "sft_epochs": 0, "beta": BETA, "max_length": None}
+    options |= {"per_device_train_batch_size": MICRO_BATCH, "gradient_accumulation_steps": BATCH // MICRO_BATCH}
     with tempfile.TemporaryDirectory() as folder:
         args = config_class(folder, num_rollouts_to_print=0, **options)
         trainer = trainer_class(

@@ -85,7 +85,9 @@ def cost_table(content: Content) -> Table:
         "phase, what was generated beforehand shared out over the updates that use it.",
     ]
     if any(entry.compute.derived for entry in runs):
-        notes.append("Derived: not logged by the run, but worked out from its rollouts and the mean length of its rows.")
+        notes.append(
+            "Derived: not logged by the run, but worked out from its rollouts and the mean length of its rows."
+        )
     if any(entry.compute.attempts > 1 for entry in runs):
         notes.append("A run with more than one start was interrupted: its phases' seconds lack what was lost.")
     return Table(head, rows, notes)
