@@ -54,13 +54,9 @@ def write_run(
     lines = [{"step": step, "loss": 1.0, "num_tokens": count} for step, count in enumerate(trained, start=1)]
     seconds = {"sft": 10.0, "rollouts": 30.0, "joint": 20.0} if seconds is None else seconds
     lines += [{"step": len(trained), f"seconds/{phase}": value} for phase, value in seconds.items()]
+    lines += [{"step": 1, "rollout/num_tokens": rolled_out}] * (rolled_out > 0)
     lines += logs
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if rolled_out:
-        iteration = folder / "rollouts" / "iteration-1"
-        iteration.mkdir(parents=True)
-        manifest = {"format": 1, "complete": True, "stats": {"rollout/length": [rolled_out, 48.0]}, "shards": []}
-        (iteration / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
@@ -101,7 +97,7 @@ def content(**changes):
     entries = (
         entry("untrained", None, 0, 0.05, 1.9, 2.5, None),
         entry("sft", "sft", 1, 0.20, 0.70, 2.0, compute(15_100)),
-        entry("bash", "bash", 2, 0.201, 0.69, 1.4, compute(13_000, 2_050, derived=("generated",))),
+        entry("bash", "bash", 2, 0.201, 0.69, 1.4, compute(13_000, 2_050)),
         entry("rac", "rac", 3, 0.40, 0.75, 1.2, compute(9_000, 3_000, 3_000)),
         entry("spin", "spin", 4, 0.10, 0.90, 2.2, compute(12_000, 3_500, 3_500, attempts=2)),
     )

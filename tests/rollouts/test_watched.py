@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from trl_exbias.rollouts import SamplingOptions
-from trl_exbias.rollouts.watched import DEGENERATE, EMPTY, REPEATED, TRUNCATED, WatchedEngine
+from trl_exbias.rollouts.watched import DEGENERATE, EMPTY, LENGTH, REPEATED, TRUNCATED, WatchedEngine
 from trl_exbias.trainers.degenerate import check_rollouts
 from trl_exbias.trainers.run_stopped import DegenerateRolloutsError
 
@@ -31,7 +31,8 @@ def rates(responses, stop_token_ids=(STOP,)) -> dict[str, tuple[float, float]]:
 
 def test_samples_are_counted_as_what_they_are():
     responses = [[5, 6, 7, STOP], [STOP], [5, 6, 7, 8], [5] * 8 + [STOP], [5] * 8, [5] * 7 + [STOP]]
-    assert rates(responses) == {EMPTY: (1, 6), TRUNCATED: (2, 6), REPEATED: (2, 6), DEGENERATE: (4, 6)}
+    wrong = {EMPTY: (1, 6), TRUNCATED: (2, 6), REPEATED: (2, 6), DEGENERATE: (4, 6)}
+    assert rates(responses) == {**wrong, LENGTH: (4 + 1 + 4 + 9 + 8 + 8, 6)}
 
 
 def test_a_horizon_is_not_cut_off():
@@ -41,6 +42,7 @@ def test_a_horizon_is_not_cut_off():
         TRUNCATED: (0, 2),
         REPEATED: (0, 2),
         DEGENERATE: (0, 2),
+        LENGTH: (6, 2),
     }
 
 

@@ -66,6 +66,18 @@ def test_the_correction_rate_is_the_share_of_corrected_positions(tmp_path):
     assert logged(done, "rollout/num_tokens") == [sum(lengths)]
 
 
+def test_tokens_read_for_labels_are_those_of_the_correction_contexts_and_the_responses(tmp_path):
+    """With a `max_length` that cuts the rollouts: what was drawn and read counts, not what is kept."""
+    done = run(tmp_path, max_new_tokens=60, max_length=64, learning_rate=0.0)
+    read = 0
+    for index, row in enumerate(done.train_dataset):
+        example = Example.from_row(index, row)
+        options = done.sampling_options(derive_seed(done.args.seed, "rollouts", 1))
+        response = reference_rollouts.sample(tiny_model(), example.context_ids, options, example.id)
+        read += len(done._correction_context(example)) + len(response)
+    assert logged(done, "teacher/num_tokens") == [read]
+
+
 class AgreeingRACTrainer(RACTrainer):
     """Agrees with everything it says."""
 

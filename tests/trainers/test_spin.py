@@ -70,6 +70,7 @@ def test_rollouts_loss_and_gradient_equal_the_reference(tmp_path, data):
     rows = triples(done)
     for index, (x, _, z) in enumerate(rows):
         assert z == reference_rollouts.sample(first, x, options, index)
+    assert logged(done, "teacher/num_tokens") == [sum(2 * len(x) + len(y) + len(z) for x, y, z in rows)]
     for model, loss, norm in zip(snapshots.models, logged(done, "loss"), logged(done, "grad_norm"), strict=True):
         expected = reference_losses.spin(model, first, rows, lam=0.5)
         assert loss == pytest.approx(expected.item(), rel=1e-4)

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
-RUN_FILE, METRICS_FILE, ROLLOUTS, MANIFEST = "run.json", "metrics.jsonl", "rollouts", "manifest.json"
+RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 #: Written beside them by `exbias compare`: one record for each time that the run was started.
 ATTEMPTS_FILE = "attempts.json"
 #: Sorts of tokens, in the order in which they are reported.
 SORTS = ("trained", "generated", "teacher")
 
 _SECONDS = "seconds/"
-# Of a rollout phase, and of scheduled sampling since the log before; of labels since the log before.
+# Of a rollout phase, and of scheduled sampling since the log before; of a phase of labelling.
 _GENERATED, _TEACHER = ("rollout/num_tokens", "mixing/num_tokens"), ("teacher/num_tokens",)
 _DEVICE_PEAK = "memory/device_peak_bytes"
-# Methods whose policy reads responses once more for labels, by their names in `run.json`.
-_LABEL_THEMSELVES = ("RAC", "SPIN")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class Compute:
         seconds (`dict[str, float]`): By phase, as logged: `sft`, `joint`, `rollouts`, `teacher`, …
         wall_seconds (`float`, *optional*): From start to end, loading and saving included; of runs that `compare` started.
         host_bytes, device_bytes (`int`, *optional*): Peak memory of a process, and on a device; `None` where not known.
-        derived (`tuple[str, ...]`): Sorts of tokens that the run did not log and that were worked out from its rollouts.
         sft_steps (`int`): Those of the SFT phase.
         attempts (`int`): How often the run was started; after an interruption, `seconds` lack what was lost.
     """
@@ -46,7 +43,6 @@ class Compute:
     wall_seconds: float | None = None
     host_bytes: int | None = None
     device_bytes: int | None = None
-    derived: tuple[str, ...] = ()
     attempts: int = 1
     sft_steps: int = 0
 
@@ -83,7 +79,8 @@ def read_compute(folder: str | Path) -> Compute:
         ValueError: if there is no run, or it has logged no training.
     """
     folder = Path(folder)
-    run, logs = read_run(folder), read_logs(folder)
+    read_run(folder)  # a run, and not any folder with logs
+    logs = read_logs(folder)
     seconds: dict[str, float] = defaultdict(float)
     for entry in logs:
         for key, value in entry.items():
@@ -93,26 +90,18 @@ def read_compute(folder: str | Path) -> Compute:
     seconds.pop("vllm_start", None)
     if "mixing" in seconds:
         seconds["joint"] = max(0.0, seconds["joint"] - seconds["mixing"])
-    generated, teacher, derived = _sum(logs, _GENERATED), _sum(logs, _TEACHER), []
-    if generated is None:
-        generated = _rolled_out(folder)
-        derived += ["generated"] * (generated > 0)
-    if teacher is None:
-        teacher = _labelled(run, logs, folder, generated)
-        derived += ["teacher"] * (teacher > 0)
     attempts = read_attempts(folder)
     host = [attempt["host_bytes"] for attempt in attempts if attempt.get("host_bytes")]
     device = [int(entry[_DEVICE_PEAK]) for entry in logs if _DEVICE_PEAK in entry]
     return Compute(
         trained=trained_tokens(logs),
-        generated=generated,
-        teacher=teacher,
+        generated=_sum(logs, _GENERATED),
+        teacher=_sum(logs, _TEACHER),
         steps=max(entry["step"] for entry in logs),
         seconds=dict(seconds),
         wall_seconds=sum(attempt["seconds"] for attempt in attempts) if attempts else None,
         host_bytes=max(host, default=None),
         device_bytes=max(device, default=None),
-        derived=tuple(derived),
         attempts=max(1, len(attempts)),
         sft_steps=max((entry["step"] for entry in logs if f"{_SECONDS}sft" in entry), default=0),
     )
@@ -172,47 +161,7 @@ def read_attempts(folder: str | Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
-def _sum(logs: list[dict[str, Any]], keys: Iterable[str]) -> int | None:
+def _sum(logs: list[dict[str, Any]], keys: Iterable[str]) -> int:
     # A run that is resumed where a phase has just ended says once more what that phase has made.
-    found = {(key, entry["step"]): entry[key] for entry in logs for key in keys if key in entry}
-    return int(sum(found.values())) if found else None
-
-
-def _rolled_out(folder: Path) -> int:
-    """Tokens of all rollouts on disk: by their manifests, else counted in their shards."""
-    total = 0
-    for iteration in sorted(folder.glob(f"{ROLLOUTS}/iteration-*")):
-        stats = _lengths(iteration)
-        total += int(stats[0]) if stats else sum(map(_count_tokens, iteration.glob("shard-*.parquet")))
-    return total
-
-
-def _lengths(iteration: Path) -> list[float] | None:
-    """Tokens and rows that a manifest says were rolled out."""
-    path = iteration / MANIFEST
-    return json.loads(path.read_text())["stats"].get("rollout/length") if path.is_file() else None
-
-
-def _count_tokens(shard: Path) -> int:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    lengths = pc.list_value_length(pq.read_table(shard, columns=["input_ids"])["input_ids"])
-    return pc.sum(lengths).as_py() or 0
-
-
-def _labelled(run: dict[str, Any], logs: list[dict[str, Any]], folder: Path, generated: int) -> int:
-    """Tokens read for labels, as near as a run that has not logged them lets one come."""
-    if run["method"] not in _LABEL_THEMSELVES:
-        # A teacher reads whole trajectories: H + T tokens.
-        length = sum(run["config"].get(key) or 0 for key in ("context_length", "rollout_length"))
-        return (_sum(logs, ("teacher/scored",)) or 0) * length
-    rows = sum(stats[1] for stats in map(_lengths, folder.glob(f"{ROLLOUTS}/iteration-*")) if stats)
-    passes = run["rows"] * (run["config"].get("sft_epochs") or 0)
-    sft = max((entry["step"] for entry in logs if f"{_SECONDS}sft" in entry), default=0)
-    # Of a row with its gold response, from the SFT phase; where there was none, contexts are left out.
-    row = trained_tokens(logs, up_to_step=sft) / passes if passes and sft else 0.0
-    if run["method"] == "RAC":  # its response behind question and reference
-        return round(generated + rows * row)
-    # SPIN: the gold response behind its context, and its own, about as long, behind the same.
-    return round(generated + rows * (row + max(0.0, row - generated / rows))) if rows and row else generated
+    found = {(key, entry["step"], entry[key]) for entry in logs for key in keys if key in entry}
+    return int(sum(count for _, _, count in found))

@@ -68,7 +68,7 @@ def cost_table(content: Content) -> Table:
     rows = []
     for entry in runs:
         found = entry.compute
-        by_sort = [Cell(count(getattr(found, sort)), "derived" if sort in found.derived else "") for sort in SORTS]
+        by_sort = [Cell(count(getattr(found, sort))) for sort in SORTS]
         by_phase = "\n".join(f"{phase} {seconds(value)}" for phase, value in found.seconds.items())
         tokens, time = _cost_cells(content, entry)
         time = Cell(time.text, "\n".join(filter(None, (time.detail, by_phase))), time.tone)
@@ -84,10 +84,6 @@ def cost_table(content: Content) -> Table:
         "Seconds are those of the phases; the wall clock has loading and saving as well. Seconds an update: behind the SFT "
         "phase, what was generated beforehand shared out over the updates that use it.",
     ]
-    if any(entry.compute.derived for entry in runs):
-        notes.append(
-            "Derived: not logged by the run, but worked out from its rollouts and the mean length of its rows."
-        )
     if any(entry.compute.attempts > 1 for entry in runs):
         notes.append("A run with more than one start was interrupted: its phases' seconds lack what was lost.")
     return Table(head, rows, notes)

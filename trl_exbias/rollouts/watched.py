@@ -1,4 +1,4 @@
-"""Counts what is wrong with what an engine draws: nothing said, never ended, one token over and over."""
+"""Counts what an engine draws and labels, and what is wrong with it: nothing said, never ended, one token over and over."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,11 +10,13 @@ _REPEATED_TOKENS = 8
 
 EMPTY, TRUNCATED, REPEATED = "rollout/empty_rate", "rollout/truncation_rate", "rollout/repeated_rate"
 DEGENERATE = "rollout/degenerate_rate"
+#: Tokens of a response, drawn or led through; tokens read to label one, its context's included.
+LENGTH, LABEL_LENGTH = "rollout/length", "rollout/label_length"
 
 
 class WatchedEngine:
     """
-    A [`RolloutEngine`] that hands its calls on to another one, and counts degenerate samples.
+    A [`RolloutEngine`] that hands its calls on to another one, and counts tokens and degenerate samples.
 
     Args:
         engine ([`RolloutEngine`]): Does the work.
@@ -45,7 +47,7 @@ class WatchedEngine:
             rates[DEGENERATE] += empty or truncated or repeated
         for name, found in rates.items():
             self.count(name, found, len(drawn))
-        return drawn
+        return self._counted(drawn)
 
     def mix(
         self,
@@ -55,7 +57,12 @@ class WatchedEngine:
         options: SamplingOptions,
         example_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        return self.engine.mix(prompts, references, masks, options, example_ids)
+        return self._counted(self.engine.mix(prompts, references, masks, options, example_ids))
 
     def label(self, contexts: Sequence[TokenIds], continuations: Sequence[TokenIds]) -> list[list[int]]:
+        self.count(LABEL_LENGTH, sum(map(len, contexts)) + sum(map(len, continuations)), len(contexts))
         return self.engine.label(contexts, continuations)
+
+    def _counted(self, drawn: list[list[int]]) -> list[list[int]]:
+        self.count(LENGTH, sum(map(len, drawn)), len(drawn))
+        return drawn

@@ -105,7 +105,6 @@ class BASHTrainer(IterativeSFTTrainer):
             changed = sum(token != gold for token, gold in zip(tokens, example.response_ids, strict=True))
             self.rollout_stats.add("bash/replaced_rate", drawn, len(mask))
             self.rollout_stats.add("bash/changed_rate", changed, drawn)
-            self.rollout_stats.add("rollout/length", len(tokens), 1)
         # Eq. 5: the label stays gold, whatever was drawn.
         return [
             [Branch("mixed", tokens, example.response_labels)] for example, tokens in zip(examples, mixed, strict=True)

@@ -163,7 +163,6 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             tokens = tokens[: len(example.response_ids)]
             changed = sum(token != true for token, true in zip(tokens, example.response_ids, strict=True))
             self.rollout_stats.add("dad/changed_rate", changed, len(tokens))
-            self.rollout_stats.add("rollout/length", len(tokens), 1)
             # At the first position the context is the data's still: the gold branch has that label already.
             branches.append([Branch("rollout", tokens, [-100, *example.response_labels[1:]])])
         return branches

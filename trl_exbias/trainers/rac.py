@@ -116,7 +116,6 @@ class RACTrainer(IterativeSFTTrainer):
         # Eq. 7: where the model agrees with itself there is nothing to learn but to repeat itself.
         labels = [new if new != old else -100 for old, new in zip(response, corrected, strict=True)]
         self.rollout_stats.add("rac/correction_rate", sum(label != -100 for label in labels), len(labels))
-        self.rollout_stats.add("rollout/length", len(response), 1)
         room = len(response)
         if self.args.max_length is not None:
             room = min(room, self.args.max_length - len(example.context_ids))

@@ -17,7 +17,7 @@ from ..data import Example
 from ..fingerprint import weights_fingerprint
 from ..rollouts.noise import derive_seed
 from ..rollouts.store import SHARDS, RolloutStore
-from ..rollouts.watched import DEGENERATE, WatchedEngine
+from ..rollouts.watched import DEGENERATE, LABEL_LENGTH, LENGTH, WatchedEngine
 from .degenerate import check_rollouts
 from .processes import longest_first
 from .run_directory import ROLLOUTS
@@ -193,7 +193,9 @@ class RolloutPhase:
         trainer, manifest = self.trainer, self.store.manifest
         metrics = {name: total / count for name, (total, count) in manifest["stats"].items() if count}
         # What the phase produced, also where a resumed run found it on disk: what comparisons count compute by.
-        metrics["rollout/num_tokens"] = int(manifest["stats"].get("rollout/length", (0, 0))[0])
+        metrics["rollout/num_tokens"] = int(manifest["stats"].get(LENGTH, (0, 0))[0])
+        if LABEL_LENGTH in manifest["stats"]:
+            metrics["teacher/num_tokens"] = int(manifest["stats"][LABEL_LENGTH][0])
         (tokens,) = trainer.processes.sum([tokens])
         if tokens:  # nothing where a resumed run found everything on disk
             metrics["rollout/tokens_per_second"] = tokens / seconds

@@ -10,6 +10,7 @@ from ..data import Example
 from ..evaluation.likelihood import label_nll
 from ..losses import LossTerm, joint_loss, sum_by_kind
 from ..rollouts import RolloutEngine, SamplingOptions
+from ..rollouts.watched import LABEL_LENGTH
 from .iterative import IterativeSFTTrainer
 from .iterative_config import IterativeSFTConfig, _number
 
@@ -127,8 +128,9 @@ class SPINTrainer(IterativeSFTTrainer):
             own = [z[: self.args.max_length - len(x)] for x, z in zip(contexts, own, strict=True)]
         of_gold = self._log_probs(contexts, [e.response_ids for e in examples], [e.response_labels for e in examples])
         of_own = self._log_probs(contexts, own, own)
-        for tokens in own:
-            self.rollout_stats.add("rollout/length", len(tokens), 1)
+        for example, tokens in zip(examples, own, strict=True):
+            read = 2 * len(example.context_ids) + len(example.response_ids) + len(tokens)
+            self.rollout_stats.add(LABEL_LENGTH, read, 1)
         return [
             [Branch("own", tokens, tokens, score=gold - mine)]
             for tokens, gold, mine in zip(own, of_gold, of_own, strict=True)
