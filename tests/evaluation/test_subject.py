@@ -1,14 +1,16 @@
 """A model under evaluation, through either engine."""
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from trl_exbias.evaluation import EvaluationOptions
+from trl_exbias.evaluation.loading import load_model
 from trl_exbias.evaluation.subject import Sampling, Subject
 
 from ..marks import needs_vllm
-from ..tiny import byte_tokenizer, tiny_model
+from ..tiny import VOCAB_SIZE, byte_tokenizer, tiny_model
 
 
 PROMPTS = [[7, 8, 9], [10, 11, 12, 13]]
@@ -60,3 +62,32 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     tiny_model().save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="bare holds no tokenizer"):
         Subject("bare", str(tmp_path / "bare"), EvaluationOptions(suites=("rouge",)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["lm_head"], "trainable_token_indices": {"embed_tokens": [VOCAB_SIZE, VOCAB_SIZE + 1]}},
+    ],
+    ids=["saved whole", "the new rows"],
+)
+def test_an_adapter_that_has_learned_new_tokens_is_loaded_with_them(tmp_path, config):
+    """As TRL trains one with a cloned chat template: logits are those that it had, also of the new tokens."""
+    tiny_model(tie_word_embeddings=False).save_pretrained(tmp_path / "base")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<|one|>", "<|two|>"])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(len(tokenizer))
+    trained = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], **config)).eval()
+    torch.manual_seed(0)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    trained.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    options = EvaluationOptions(suites=("rouge",), device="cpu", dtype="float32")
+    loaded = load_model(tmp_path / "adapter", options)
+    ids = torch.tensor([[7, VOCAB_SIZE, 8, VOCAB_SIZE + 1, 9]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, trained(ids).logits)

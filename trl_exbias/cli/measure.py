@@ -53,9 +53,9 @@ def _measure(args: argparse.Namespace) -> int:
     from transformers import AutoTokenizer
 
     from ..evaluation.identity import model_folder
+    from ..evaluation.loading import load_model
     from ..evaluation.plot import plot_exposure_bias
     from ..evaluation.report import notes, table
-    from ..evaluation.subject import load_model
     from ..teacher import check_tokenizers
     from .memory import keep_freed_memory
 

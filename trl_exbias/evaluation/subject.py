@@ -13,6 +13,7 @@ from typing import Any
 
 from .generations import Generation, GenerationStore, Made, Progress, generate
 from .identity import base_of_adapter, local_folder, model_fingerprint
+from .loading import device_of, load_model
 from .options import EvaluationOptions
 
 
@@ -245,33 +246,3 @@ class Subject:
             rows = range(len(lengths))
             return [[*rows[start : start + _VLLM_BATCH]] for start in range(0, len(rows), _VLLM_BATCH)]
         return token_batches(lengths, self.batch_tokens)
-
-
-def device_of(options: Any) -> str:
-    """The device asked for, else the accelerator, where there is one."""
-    import torch
-
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return options.device or str(found)
-
-
-def load_model(folder: str | Path, options: Any):
-    """
-    A model, or an adapter over its base, for inference, on the device asked for.
-
-    Args:
-        options: Has `dtype`, `device` and `trust_remote_code`.
-    """
-    from transformers import AutoModelForCausalLM
-
-    device = device_of(options)
-    kwargs = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
-    folder = local_folder(str(folder))
-    base = base_of_adapter(folder)
-    if base is None:
-        return AutoModelForCausalLM.from_pretrained(folder, **kwargs).to(device).eval()
-    # Not by transformers' own loading of adapters, which begins modules that were trained whole anew.
-    from peft import PeftModel
-
-    model = AutoModelForCausalLM.from_pretrained(local_folder(base), **kwargs)
-    return PeftModel.from_pretrained(model, folder).to(device).eval()
