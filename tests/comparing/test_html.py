@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pytest_httpserver import HTTPServer
 
 from trl_exbias.comparing.content import Sample
 from trl_exbias.comparing.html import render_html
@@ -66,6 +67,13 @@ def test_the_browser_of_these_tests_does_run_scripts(tmp_path):
     """Or the test above could not fail."""
     dom = browse(tmp_path, f"<title>before</title><body>{HOSTILE}</body>", "--dump-dom")
     assert "<title>pwned</title>" in dom
+
+
+@pytest.fixture
+def httpserver():
+    """A server with a thread a request: a browser opens connections ahead, and would wait for them one after another."""
+    with HTTPServer(threaded=True) as server:
+        yield server
 
 
 @needs_browser
