@@ -169,6 +169,18 @@ def test_no_token_is_scored_twice(tmp_path):
     assert logged(other, "teacher/scored") == [len(cut())], "another teacher's labels are other labels"
 
 
+def test_labels_on_disk_are_the_same_in_many_shards_and_all_are_counted(tmp_path, monkeypatch):
+    """Long rows come in small shards, whose labels fit into memory; the count is of the tokens that the teacher read."""
+    whole = run(tmp_path / "whole", num_iterations=2)
+    monkeypatch.setattr("trl_exbias.trainers.soft_label_phase._SHARD_LABELS", 3 * T + 1)
+    parts = run(tmp_path / "parts", num_iterations=2)
+    written = [len([*(tmp_path / name).glob("soft-labels/*/shard-*")]) for name in ("whole", "parts")]
+    # Gold rows have T labels, rollouts T - 1: in 13, there is room for three of the ones and for four of the others.
+    assert written == [2, -(-len(cut()) // 3) + -(-len(cut()) // 4)]
+    assert logged(parts, "loss") == logged(whole, "loss")
+    assert logged(parts, "teacher/num_tokens") == [len(cut()) * (H + T)] * 2
+
+
 def test_the_teacher_is_neither_trained_nor_saved_nor_changed(tmp_path):
     teacher = tiny_model(seed=7).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
