@@ -12,6 +12,9 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from .data import conversation, conversation_prompt_ids
 
 
 TEMPLATE_NAMES = ("qa", "summarization")
@@ -84,6 +87,21 @@ class CorrectionTemplate:
         elif system:
             rendered.insert(0, {"role": "system", "content": system})
         return rendered
+
+    def context_ids(
+        self, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+    ) -> list[int]:
+        """Token ids of f(x, y) for a row of prompt-completion or conversational data."""
+        if "prompt" in row and isinstance(row["prompt"], str):
+            reference = row["completion"].removesuffix(tokenizer.eos_token)  # put there by TRL
+            return tokenizer(text=self.render_text(row["prompt"], reference))["input_ids"]
+        *messages, answer = conversation(row)
+        rendered = self.render_messages(messages, answer["content"])
+        try:
+            return conversation_prompt_ids(tokenizer, rendered, row, chat_template)
+        except jinja2.TemplateError:
+            # Templates of some models (Mistral, Gemma) refuse a system message.
+            return conversation_prompt_ids(tokenizer, without_system_role(rendered), row, chat_template)
 
     def _block(self, name: str, prompt: str, reference: str) -> str:
         variables = {"prompt": prompt, "reference": reference}

@@ -5,20 +5,24 @@ from trl_exbias.comparing.equal_compute import Price, answered, calibrated, spen
 from trl_exbias.comparing.forecast import Forecast
 
 
-def phase(iteration, steps, tokens, rollout_rows=0, rollout_tokens=0):
+def phase(iteration, steps, tokens, rollout_tokens=0, label_tokens=0, online_tokens=0):
     return {
         "iteration": iteration,
         "steps": steps,
         "tokens": tokens,
-        "rollout_rows": rollout_rows,
         "rollout_tokens": rollout_tokens,
+        "label_tokens": label_tokens,
+        "online_tokens": online_tokens,
     }
 
 
-DATA = {"rows": 48, "mean_context": 60.0, "mean_response": 40.0}
+def forecast(method, *phases):
+    return Forecast.from_plan(method, {"phases": list(phases)})
+
+
 # 48 rows of 60 + 40 tokens, 4 a step: SFT 4800; BASH joint 48 · 140 = 6720 and 1920 rolled out.
-SFT = Forecast.from_plan("sft", {"data": DATA, "phases": [phase(0, 12, 4800), phase(1, 12, 4800)]})
-BASH = Forecast.from_plan("bash", {"data": DATA, "phases": [phase(0, 12, 4800), phase(1, 12, 6720, 48, 1920)]})
+SFT = forecast("sft", phase(0, 12, 4800), phase(1, 12, 4800))
+BASH = forecast("bash", phase(0, 12, 4800), phase(1, 12, 6720, 1920))
 
 
 def test_a_forecast_is_the_sum_of_the_planned_phases():
@@ -32,17 +36,20 @@ def test_a_forecast_is_the_sum_of_the_planned_phases():
     )
 
 
-def test_labels_of_the_policy_and_of_a_teacher_are_teacher_tokens():
-    """RAC: 3072 drawn and as many read again, behind 48 · 100; SPIN: own and gold, each behind its context."""
-    phases = [phase(0, 12, 4800), phase(1, 12, 7872, 48, 3072)]
-    assert Forecast.from_plan("rac", {"data": DATA, "phases": phases}).teacher == 3072 + 48 * 100
-    assert Forecast.from_plan("spin", {"data": DATA, "phases": phases}).teacher == 3072 + 48 * (2 * 60 + 40)
-    assert Forecast.from_plan("dad-dagger", {"data": DATA, "phases": phases}).teacher == (48 + 48) * 100
+def test_what_is_read_for_labels_is_of_a_teacher_and_what_happens_in_a_step_makes_steps_dearer():
+    """Labels read before a phase are there once; a teacher in the step, or draws in it, come with every step."""
+    labelled = forecast("rac", phase(0, 12, 4800), phase(1, 12, 7872, 3072, label_tokens=7872))
+    assert (labelled.teacher, labelled.generated, labelled.last_tokens) == (7872, 3072, 7872)
+    in_step = forecast("dad-dagger", phase(1, 12, 4800, online_tokens=4800))
+    assert (in_step.teacher, in_step.generated, in_step.last_tokens) == (4800, 0, 9600)
+    drawn = forecast("scheduled-sampling", phase(1, 12, 6720, online_tokens=1920))
+    assert (drawn.teacher, drawn.generated, drawn.last_tokens) == (0, 1920, 8640)
+    assert steps_for(2 * (6720 + 1920), drawn, Price()) == 24
 
 
 def test_a_plan_without_rows_is_no_forecast():
-    assert Forecast.from_plan("bash", {"data": DATA, "phases": [phase(0, None, None)]}) is None
-    assert Forecast.from_plan("bash", {"data": DATA, "phases": []}) is None
+    assert forecast("bash", phase(0, None, None)) is None
+    assert forecast("bash") is None
 
 
 def test_plain_sft_gets_the_steps_that_trained_generated_and_teacher_tokens_of_another_are_worth():
@@ -80,8 +87,8 @@ def test_a_finished_run_corrects_the_forecasts_of_the_others():
 
 def test_answers_are_as_long_as_another_run_gave_them():
     """3072 were the longest possible, 2048 were given: 1024 less to generate, to train on and to label."""
-    phases = [phase(0, 12, 4800), phase(1, 12, 7872, 48, 3072)]
-    rac, spin = (Forecast.from_plan(method, {"data": DATA, "phases": phases}) for method in ("rac", "spin"))
+    phases = [phase(0, 12, 4800), phase(1, 12, 7872, 3072, 7872)]
+    rac, spin = (forecast(method, *phases) for method in ("rac", "spin"))
     found = answered(rac, spin, Compute(0, 2048, 0, 24))
     assert (found.generated, found.trained, found.last_tokens) == (2048, rac.trained - 1024, rac.last_tokens - 1024)
     assert found.teacher == rac.teacher - 1024 and found.steps == rac.steps

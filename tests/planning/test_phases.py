@@ -6,15 +6,18 @@ import pytest
 from datasets import Dataset
 from trl import DatasetMixtureConfig
 
+import trl_exbias
 from trl_exbias import BASHConfig, BASHTrainer, DaDDaggerConfig
 from trl_exbias.cli.data_arguments import DataArguments
+from trl_exbias.cli.keys import CONFIG_CLASSES
+from trl_exbias.comparing.compute import read_compute
 from trl_exbias.planning.hub import Hub
 from trl_exbias.planning.lengths import measure
 from trl_exbias.planning.phases import RunShape, plan_phases
 from trl_exbias.planning.rows import first_rows
 from trl_exbias.trajectories import cut_documents
 
-from ..tiny import byte_tokenizer, conversations
+from ..tiny import byte_tokenizer, conversations, tiny_model
 from ..trainers.runs import config, logged, trainer
 
 
@@ -34,6 +37,43 @@ def test_steps_and_tokens_are_those_of_the_run(tmp_path):
     rolled_out, rows = manifest["stats"]["rollout/length"]
     assert (phases[1].rollout_rows, rows) == (20, 20)
     assert phases[1].rollout_tokens == pytest.approx(rolled_out, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rac", {"correction_template": "{{ prompt }} (answer: {{ reference }})", "max_new_tokens": 6}),
+        ("spin", {"max_new_tokens": 6}),
+        ("scheduled-sampling", {"beta": 0.5, "num_rollouts": 16, "num_train_epochs": 2}),
+        ("dad-dagger", {"alpha": 0.5}),
+        ("dad-dagger", {"alpha": 0.5, "cache_teacher": False}),
+        ("dad-dagger", {"alpha": 1.0}),
+    ],
+)
+def test_tokens_read_for_labels_and_drawn_in_steps_are_those_of_the_run(tmp_path, method, options):
+    """What runs at equal compute are given their lengths by, against what they log."""
+    config_class = getattr(trl_exbias, CONFIG_CLASSES[method])
+    trainer_class = getattr(trl_exbias, CONFIG_CLASSES[method].replace("Config", "Trainer"))
+    data, of_trainer, form = conversations(20), {}, "prompt-completion"
+    if method == "dad-dagger":
+        data, form = (
+            Dataset.from_list([{"text": text} for text in ("The fox went out.", "He prayed to the moon.")]),
+            "text",
+        )
+        options = {**options, "context_length": 8, "rollout_length": 4}
+        of_trainer = {"teacher_model": tiny_model(seed=7)} if options["alpha"] < 1 else {}
+    args = config(config_class, tmp_path, num_iterations=2, sft_epochs=0, **options)
+    lengths = measure(data, len(data), form, byte_tokenizer(), args, method == "dad-dagger")
+    phases, _ = plan_phases(RunShape(method, args, lengths), args, lengths.scaled(len(data)), num_processes=1)
+    done = trainer(trainer_class, args, data, **of_trainer)
+    done.train()
+    found = read_compute(tmp_path)
+    before, online = (sum(getattr(p, key) for p in phases) for key in ("label_tokens", "online_tokens"))
+    drawn = method == "scheduled-sampling"
+    assert before + online * (not drawn) == pytest.approx(found.teacher, rel=0.1)
+    generated = sum(phase.rollout_tokens for phase in phases) + online * drawn
+    assert generated == pytest.approx(found.generated, rel=0.1)
+    assert (found.teacher > 0) == (not drawn and options.get("alpha") != 1)
 
 
 def test_the_longest_batch_holds_every_batch_of_the_run(tmp_path):

@@ -7,6 +7,7 @@ from peft import LoraConfig
 
 from trl_exbias import RACConfig, RACTrainer
 from trl_exbias.branches import Branch
+from trl_exbias.correction import CorrectionTemplate
 from trl_exbias.data import Example
 from trl_exbias.rollouts.noise import derive_seed
 from trl_exbias.rollouts.store import RolloutStore
@@ -29,6 +30,12 @@ def run(tmp_path, dataset=None, model=None, **options) -> RACTrainer:
     )
     done.train()
     return done
+
+
+def correction_context(done, row: int) -> list[int]:
+    """f(x, y) of a row, as the trainer's own settings have it."""
+    template = CorrectionTemplate(done.args.correction_template)
+    return template.context_ids(done.train_dataset[row], done._tokenizer, done.chat_template)
 
 
 def rollouts(done, iteration: int = 1) -> dict[int, dict]:
@@ -74,7 +81,7 @@ def test_tokens_read_for_labels_are_those_of_the_correction_contexts_and_the_res
         example = Example.from_row(index, row)
         options = done.sampling_options(derive_seed(done.args.seed, "rollouts", 1))
         response = reference_rollouts.sample(tiny_model(), example.context_ids, options, example.id)
-        read += len(done._correction_context(example)) + len(response)
+        read += len(correction_context(done, index)) + len(response)
     assert logged(done, "teacher/num_tokens") == [read]
 
 
@@ -131,7 +138,7 @@ def test_a_correction_context_beyond_the_models_positions_leaves_gold_alone(tmp_
 
 def test_plain_text_pairs_use_the_whole_rendering(tmp_path):
     done = run(tmp_path, plain_pairs(8), correction_template="summarization")
-    context = done._correction_context(Example.from_row(0, done.train_dataset[0]))
+    context = correction_context(done, 0)
     assert done._tokenizer.decode(context).startswith("[POST]: 0 + 0 =\n[REFERENCE SUMMARY]:  0\nRe-write")
     assert len(rollouts(done)) == 8
 
@@ -140,7 +147,7 @@ def test_a_multi_turn_conversation_shows_the_reference_in_its_last_user_turn(tmp
     turns = ["Hi.", "Hello!", "2 + 2?", "It is 4."]
     messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     done = run(tmp_path, Dataset.from_list([{"messages": messages}] * 4))
-    context = done._tokenizer.decode(done._correction_context(Example.from_row(0, done.train_dataset[0])))
+    context = done._tokenizer.decode(correction_context(done, 0))
     assert context == (
         "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
         "<|im_start|>user\n2 + 2? (answer: It is 4.)<|im_end|>\n<|im_start|>assistant\n"
@@ -154,7 +161,7 @@ def test_a_chat_template_without_a_system_role_gets_its_text_in_the_user_turn(tm
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     done = run(tmp_path, correction_template="qa", max_length=None, processing_class=strict)
-    context = done._tokenizer.decode(done._correction_context(Example.from_row(0, done.train_dataset[0])))
+    context = done._tokenizer.decode(correction_context(done, 0))
     assert context.startswith("[user]You are a helpful assistant")
     assert context.endswith("reference response: It is 0, <|im_end|>[assistant]")
 

@@ -25,7 +25,7 @@ class Forecast:
     Args:
         steps (`int`): Optimizer updates.
         trained, generated, teacher (`float`): Tokens, as in [`Compute`]; of sampled responses the longest possible.
-        last_steps (`int`), last_tokens (`float`): Of the last phase: what a longer run has more of.
+        last_steps (`int`), last_tokens (`float`): Of the last phase, read in its steps: what a longer run has more of.
         sft_steps (`int`), sft_tokens (`float`): Of the SFT phase, whose tokens are known but for the first rows standing for
             all; 0 where there is none.
     """
@@ -43,34 +43,23 @@ class Forecast:
     def from_plan(cls, method: str, plan: dict[str, Any]) -> "Forecast | None":
         """From the plan that `exbias check --json` prints; `None` where it does not know the number of rows."""
         phases = plan["phases"]
-        if not phases or any(phase[key] is None for phase in phases for key in ("steps", "tokens", "rollout_tokens")):
+        known = ("steps", "tokens", "rollout_tokens", "label_tokens", "online_tokens")
+        if not phases or any(phase[key] is None for phase in phases for key in known):
             return None
-        generated = sum(phase["rollout_tokens"] for phase in phases)
-        rolled_out = sum(phase["rollout_rows"] for phase in phases)
         sft, last = phases[0], phases[-1]
         is_sft = sft["iteration"] == 0
+        # Drawn by scheduled sampling; read by a teacher that stands in the step.
+        online, draws = sum(phase["online_tokens"] for phase in phases), method == "scheduled-sampling"
         return cls(
             steps=sum(phase["steps"] for phase in phases),
             trained=sum(phase["tokens"] for phase in phases),
-            generated=generated,
-            teacher=_teacher_tokens(method, plan["data"], phases, generated, rolled_out),
+            generated=sum(phase["rollout_tokens"] for phase in phases) + (online if draws else 0),
+            teacher=sum(phase["label_tokens"] for phase in phases) + (0 if draws else online),
             last_steps=last["steps"],
-            last_tokens=last["tokens"],
+            last_tokens=last["tokens"] + last["online_tokens"],
             sft_steps=sft["steps"] if is_sft else 0,
             sft_tokens=sft["tokens"] if is_sft else 0.0,
         )
-
-
-def _teacher_tokens(method: str, data: dict[str, Any], phases: list[dict], generated: float, rows: int) -> float:
-    context, response = data["mean_context"] or 0.0, data["mean_response"] or 0.0
-    match method:
-        case "rac":  # its answers once more, behind a context that shows question and reference
-            return generated + rows * (context + response)
-        case "spin":  # gold and own responses, by the policy at the time
-            return generated + rows * (2 * context + response)
-        case "dad-dagger":  # the data once, and every rollout
-            return ((data["rows"] or 0) + rows) * (context + response)
-    return 0.0
 
 
 def forecast_runs(

@@ -1,13 +1,14 @@
 """How long the rows of a run are, in tokens, from the first of them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import maybe_convert_to_chatml
 
+from ..correction import CorrectionTemplate
 from ..data import context_length, split_turns, token_ids
 from ..trajectories import starts
 
@@ -21,11 +22,13 @@ class Lengths:
         rows (`list[tuple[int, int]]`): `(context, response)` of each row.
         num_sources (`int`): Rows of the data that they were made of: a conversation may be several rows, a document many.
         whole (`list[tuple[int, int]]`): `(context, response)` of the data's rows before they were cut to `max_length`.
+        corrections (`list[int]`): Of the contexts in which RAC's policy corrects itself; empty for other methods.
     """
 
     rows: list[tuple[int, int]]
     num_sources: int
     whole: list[tuple[int, int]]
+    corrections: list[int] = field(default_factory=list)
 
     @property
     def mean_context(self) -> float:
@@ -34,6 +37,10 @@ class Lengths:
     @property
     def mean_response(self) -> float:
         return sum(response for _, response in self.rows) / max(1, len(self.rows))
+
+    @property
+    def mean_correction(self) -> float:
+        return sum(self.corrections) / max(1, len(self.corrections))
 
     def scaled(self, num_sources: int | None) -> int | None:
         """Rows that so many rows of the data would become."""
@@ -52,13 +59,16 @@ def measure(
     """
     if args.rollout_turns == "all" and form in ("messages", "prompt-completion"):
         rows, form = split_turns(rows), "prompt-completion"
-    whole = []
+    whole, corrections = [], []
+    template = CorrectionTemplate(args.correction_template) if hasattr(args, "correction_template") else None
     for row in map(maybe_convert_to_chatml, rows):
         if form == "tokenized" and "labels" not in row:
             row = {**row, "labels": row["input_ids"]}
         ids = token_ids(row, form, tokenizer, args.dataset_text_field)
         split = context_length({**row, "input_ids": ids}, form, tokenizer)
         whole.append((split, len(ids) - split))
+        if template is not None:
+            corrections.append(len(template.context_ids(row, tokenizer)))
     if cuts_trajectories and (form == "text" or (form == "tokenized" and "labels" not in rows.column_names)):
         length = args.context_length + args.rollout_length
         stride = args.stride or args.rollout_length
@@ -73,4 +83,4 @@ def measure(
             for context, response in cut
             for start in range(0, response, stride)
         ]
-    return Lengths(cut, num_sources, whole)
+    return Lengths(cut, num_sources, whole, corrections)

@@ -36,6 +36,10 @@ class PlannedPhase:
         tokens (`int`, *optional*): Trained on, over all epochs, without padding.
         rollout_rows (`int`, *optional*): Rows rolled out before it; 0 where it trains on gold alone.
         rollout_tokens (`int`, *optional*): Of these rollouts; for RAC and SPIN at most.
+        label_tokens (`int`, *optional*):
+            Read for labels before it: by the policy itself (RAC, SPIN), by a teacher whose labels are kept (DaD-DAgger).
+        online_tokens (`int`, *optional*):
+            Over all epochs, besides those trained on: drawn as it trains (scheduled sampling), or read along by a teacher.
         layout ([`Layout`], *optional*): Its longest micro-batch.
     """
 
@@ -47,6 +51,8 @@ class PlannedPhase:
     tokens: int | None
     rollout_rows: int | None
     rollout_tokens: int | None
+    label_tokens: int | None
+    online_tokens: int | None
     layout: Layout | None
 
 
@@ -101,6 +107,29 @@ class RunShape:
             branch, number = self.branch_length(context, response), rolled_out * self.branches(iteration)
             total += context + response + number * (branch if self.shared else branch + context)
         return total / max(1, len(self.lengths.rows))
+
+    def label_tokens(self, iteration: int, rows: int, rolled_out: int) -> int:
+        """Tokens read for labels before an iteration of so many rows and new rollouts."""
+        lengths = self.lengths
+        branch = rolled_out * mean_branch(self)
+        match self.method:
+            case "rac":  # the answer, behind question and reference
+                return round(rolled_out * lengths.mean_correction + branch)
+            case "spin":  # gold and own response, each behind its context
+                return round(rolled_out * (2 * lengths.mean_context + lengths.mean_response) + branch)
+            case "dad-dagger" if iteration > 0 and self.args.alpha < 1 and self.args.cache_teacher:
+                gold = rows * (lengths.mean_context + lengths.mean_response) if iteration == 1 else 0
+                return round(gold + rolled_out * lengths.mean_context + branch)
+        return 0
+
+    def online_tokens(self, iteration: int, mixed: float, trained: int) -> int:
+        """Tokens drawn, or read by a teacher, in the steps of an iteration, which mixes so many rows and trains on `trained`."""
+        match self.method:
+            case "scheduled-sampling" if self.branches(iteration):
+                return round(mixed * self.lengths.mean_response)
+            case "dad-dagger" if iteration > 0 and self.args.alpha < 1 and not self.args.cache_teacher:
+                return trained
+        return 0
 
     def layout(self, iteration: int) -> Layout | None:
         """A micro-batch of the longest rows: as long as `max_length` allows, with the first rows' share of prompt."""
@@ -169,20 +198,28 @@ def _planned(shape: RunShape, args: Any, phase: Phase, epochs: list, is_known: b
     rollout_tokens: int | None = 0
     if shape.new_branches(iteration):
         known = shape.lengths is not None and rollout_rows is not None
-        rollout_tokens = round(rollout_rows * _mean_branch(shape)) if known else None
+        rollout_tokens = round(rollout_rows * mean_branch(shape)) if known else None
+    tokens = None if rows is None or per_row is None else round(rows * num_epochs * per_row)
+    labels = online = None
+    if tokens is not None:
+        labels = shape.label_tokens(iteration, rows, rollout_rows if shape.new_branches(iteration) else 0)
+        online = shape.online_tokens(iteration, rollout_rows * num_epochs, tokens)
     return PlannedPhase(
         name="SFT" if iteration == 0 else f"iteration {iteration}",
         iteration=iteration,
         rows=rows,
         epochs=num_epochs,
         steps=steps,
-        tokens=None if rows is None or per_row is None else round(rows * num_epochs * per_row),
+        tokens=tokens,
         rollout_rows=rollout_rows if shape.new_branches(iteration) else 0,
         rollout_tokens=rollout_tokens,
+        label_tokens=labels,
+        online_tokens=online,
         layout=shape.layout(iteration),
     )
 
 
-def _mean_branch(shape: RunShape) -> float:
+def mean_branch(shape: RunShape) -> float:
+    """Mean tokens of a rollout; where it may stop earlier, at most."""
     rows = shape.lengths.rows
     return sum(shape.branch_length(context, response) for context, response in rows) / max(1, len(rows))

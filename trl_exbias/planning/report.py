@@ -22,6 +22,8 @@ _COMPONENTS = (
     "vLLM",
 )
 
+_RARE = ("read for labels", "drawn or read in steps")
+
 
 @dataclass
 class Plan:
@@ -91,7 +93,8 @@ class Plan:
         return "\n".join([*lines, f"data    {words}"])
 
     def _steps(self) -> str:
-        header = ("phase", "rows", "epochs", "steps", "tokens", "rolled-out rows", "rolled-out tokens", "batch")
+        header = ("phase", "rows", "epochs", "steps", "tokens", "rolled-out rows", "rolled-out tokens")
+        header = (*header, "read for labels", "drawn or read in steps", "batch")
         lines = [
             (
                 phase.name,
@@ -101,10 +104,15 @@ class Plan:
                 _short(phase.tokens),
                 _number(phase.rollout_rows),
                 _short(phase.rollout_tokens),
+                _short(phase.label_tokens),
+                _short(phase.online_tokens),
                 "?" if phase.layout is None else f"{phase.layout.rows} × {phase.layout.length}",
             )
             for phase in self.phases
         ]
+        # Few methods label, and fewer do anything in a step besides training.
+        kept = [i for i, name in enumerate(header) if name not in _RARE or {line[i] for line in lines} - {"0", "?"}]
+        header, *lines = (tuple(row[i] for i in kept) for row in (header, *lines))
         known = [phase.steps for phase in self.phases]
         total = "" if None in known or len(known) < 2 else f"\n{sum(known):,} steps in all"
         return _table(header, lines) + total

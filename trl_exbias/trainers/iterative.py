@@ -557,6 +557,9 @@ class IterativeSFTTrainer(SFTTrainer):
             if metrics:
                 self._total_train_tokens += tokens // self._tp_size
                 metrics["num_tokens"] = self._total_train_tokens
+                beside = len(self.models_in_step()) - 1
+                if beside:
+                    metrics["teacher/num_tokens"] = beside * tokens
                 self._metrics["train"].update({name: [value] for name, value in metrics.items()})
         super().log(logs, start_time)
 

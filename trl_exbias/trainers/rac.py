@@ -3,11 +3,9 @@
 import logging
 from dataclasses import dataclass, field
 
-from jinja2 import TemplateError
-
 from ..branches import Branch
-from ..correction import CorrectionTemplate, without_system_role
-from ..data import Example, conversation, conversation_prompt_ids
+from ..correction import CorrectionTemplate
+from ..data import Example
 from ..modeling import base_causal_lm
 from ..rollouts import RolloutEngine, SamplingOptions
 from .bash import BASHTrainer
@@ -98,7 +96,7 @@ class RACTrainer(IterativeSFTTrainer):
         self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
     ) -> list[list[Branch]]:
         responses = engine.sample([e.context_ids for e in examples], options, [e.id for e in examples])
-        contexts = [self._correction_context(example) for example in examples]
+        contexts = [self._template.context_ids(e.row, self._tokenizer, self.chat_template) for e in examples]
         # A row whose correction context does not fit the model is not labelled: it trains on gold alone.
         fits = [self._fits(context, response) for context, response in zip(contexts, responses, strict=True)]
         labelled = iter(
@@ -125,17 +123,3 @@ class RACTrainer(IterativeSFTTrainer):
         fits = self._max_positions is None or len(context) + len(response) <= self._max_positions
         self.rollout_stats.add("rac/unlabelled_rate", not fits, 1)
         return fits
-
-    def _correction_context(self, example: Example) -> list[int]:
-        """Token ids of f(x, y)."""
-        row = example.row
-        if "prompt" in row and isinstance(row["prompt"], str):
-            reference = row["completion"].removesuffix(self._tokenizer.eos_token)  # put there by TRL
-            return self._tokenizer(text=self._template.render_text(row["prompt"], reference))["input_ids"]
-        *messages, answer = conversation(row)
-        rendered = self._template.render_messages(messages, answer["content"])
-        try:
-            return conversation_prompt_ids(self._tokenizer, rendered, row, self.chat_template)
-        except TemplateError:
-            # Templates of some models (Mistral, Gemma) refuse a system message.
-            return conversation_prompt_ids(self._tokenizer, without_system_role(rendered), row, self.chat_template)
