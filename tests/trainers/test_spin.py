@@ -109,7 +109,7 @@ def test_the_loss_is_a_mean_over_the_pairs_of_the_global_batch(tmp_path, batch_s
 def test_separate_rows_have_the_loss_of_shared_ones(tmp_path, monkeypatch):
     options = {"per_device_train_batch_size": 8, "num_train_epochs": 3, "learning_rate": 3e-3}
     shared = run(tmp_path / "shared", **options)
-    monkeypatch.setattr("trl_exbias.trainers.iterative.check_shared_context", lambda model: "a test")
+    monkeypatch.setattr("trl_exbias.trainers.joint.check_shared_context", lambda model: "a test")
     separate = run(tmp_path / "separate", **options)
     assert not separate.data_collator.shared
     assert logged(separate, "loss") == pytest.approx(logged(shared, "loss"), rel=1e-4)
