@@ -28,7 +28,7 @@ test: setup lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 25
 
 test-slow: setup
-	$(RUN) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile
 
 # Runs that are killed, starved of disk or tampered with, three times each, and must go on bit-equal or say why not.
 test-faults: setup

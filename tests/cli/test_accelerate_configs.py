@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from trl_exbias.cli.recipes import accelerate_configs, recipes_folder
 from trl_exbias.cli.training import resolve_accelerate_config
 
 from ..marks import needs_deepspeed
+from ..ports import free_port
 
 
 ROOT = Path(__file__).parents[2]
@@ -154,11 +154,8 @@ def test_launching_starts_what_the_file_says(name, tmp_path):
 @pytest.mark.parametrize("name", ["ddp", pytest.param("zero3", marks=needs_deepspeed)])
 def test_two_machines_make_one_run(name, tmp_path):
     """A launcher each, as Slurm starts them; here both are this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     machines = ["--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
-    machines += ["--main_process_port", str(port), "--machine_rank"]
+    machines += ["--main_process_port", str(free_port()), "--machine_rank"]
     processes = [launch(name, tmp_path / "record.json", *machines, str(rank)) for rank in range(2)]
     for process in processes:
         finish(process)

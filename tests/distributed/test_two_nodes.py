@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ..ports import free_port
 from ..tiny import tiny_model
 from .runs import ROOT, Run, check_equal
 from .train import BASE, TEACHER, base_model
@@ -40,12 +40,6 @@ def test_nodes_that_share_no_folder(method, single, tmp_path):
     check_equal(single(method), first)
     assert second.rollouts == first.rollouts, "what the other node rolled out came over"
     assert kept(first.folder) == kept(second.folder)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def kept(folder: Path) -> dict[str, bytes]:

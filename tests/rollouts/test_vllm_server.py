@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from trl_exbias.rollouts import (
 )
 
 from ..marks import needs_vllm
+from ..ports import free_port
 from ..tiny import conversations, tiny_model
 from ..trainers.runs import config, trainer
 from .test_transformers_engine import masks_for, random_rows
@@ -35,12 +35,6 @@ from .test_vllm_engine import GREEDY, probe_of, vllm_tiny_model
 
 
 KEY = "a-key-for-the-tests"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

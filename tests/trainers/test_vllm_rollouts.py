@@ -148,7 +148,7 @@ def test_an_adapter_that_the_server_ignored_ends_the_run_and_keeps_nothing(base,
 class _DiesBehindTheFirstShard(BASHTrainer):
     def build_branches(self, examples, engine, options):
         if (self.store_folder / "shard-00000.parquet").exists():
-            os.kill(engine.draws._process.pid, signal.SIGKILL)
+            os.kill(engine.engine.draws._process.pid, signal.SIGKILL)
         return super().build_branches(examples, engine, options)
 
     @property
