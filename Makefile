@@ -32,7 +32,7 @@ test-slow: setup
 
 # Runs that are killed, starved of disk or tampered with, three times each, and must go on bit-equal or say why not.
 test-faults: setup
-	FAULT_TIMES=3 OMP_NUM_THREADS=1 $(RUN) -m pytest -m faults tests/faults
+	FAULT_TIMES=3 OMP_NUM_THREADS=1 $(RUN) -m pytest -m faults tests/faults --numprocesses $(WORKERS)
 
 bench: setup
 	$(RUN) -m examples.benchmarks
