@@ -28,9 +28,14 @@ def test_generated_and_teacher_tokens_add_up_over_the_phases(tmp_path):
 
 
 def test_rollouts_set_aside_were_generated_all_the_same(tmp_path):
-    """Compute that was spent counts, whatever became of it."""
-    logs = [{"step": 1, "rollout/num_tokens": 70}]
-    assert read_compute(write_run(tmp_path / "run", logs=logs)).generated == 370
+    """Compute that was spent counts, whatever became of it; logged once more at the same step, it is not what came of it."""
+    folder = write_run(tmp_path / "run", rolled_out=70, logs=[{"step": 1, "rollout/num_tokens": 300}])
+    aside = folder / "rollouts" / "iteration-1.superseded-1"
+    aside.mkdir(parents=True)
+    stats = {"rollout/length": [70, 48], "rollout/label_length": [90, 48]}
+    (aside / "manifest.json").write_text(json.dumps({"stats": stats}))
+    found = read_compute(folder)
+    assert (found.generated, found.teacher) == (370, 90)
 
 
 def test_a_resumed_run_counts_from_nothing_again(tmp_path):

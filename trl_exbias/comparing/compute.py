@@ -9,6 +9,8 @@ from typing import Any
 
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
+# Rollouts of a policy that a resumed run came back to with other weights: spent, and no longer in its logs.
+_SET_ASIDE = "rollouts/*.superseded-*/manifest.json"
 #: Written beside them by `exbias compare`: one record for each time that the run was started.
 ATTEMPTS_FILE = "attempts.json"
 #: Sorts of tokens, in the order in which they are reported.
@@ -95,8 +97,8 @@ def read_compute(folder: str | Path) -> Compute:
     device = [int(entry[_DEVICE_PEAK]) for entry in logs if _DEVICE_PEAK in entry]
     return Compute(
         trained=trained_tokens(logs),
-        generated=_sum(logs, _GENERATED),
-        teacher=_sum(logs, _TEACHER),
+        generated=_sum(logs, _GENERATED) + _set_aside(folder, "rollout/length"),
+        teacher=_sum(logs, _TEACHER) + _set_aside(folder, "rollout/label_length"),
         steps=max(entry["step"] for entry in logs),
         seconds=dict(seconds),
         wall_seconds=sum(attempt["seconds"] for attempt in attempts) if attempts else None,
@@ -163,5 +165,10 @@ def read_attempts(folder: str | Path) -> list[dict[str, Any]]:
 
 def _sum(logs: list[dict[str, Any]], keys: Iterable[str]) -> int:
     # A run that is resumed where a phase has just ended says once more what that phase has made.
-    found = {(key, entry["step"], entry[key]) for entry in logs for key in keys if key in entry}
-    return int(sum(count for _, _, count in found))
+    found = {(key, entry["step"]): entry[key] for entry in logs for key in keys if key in entry}
+    return int(sum(found.values()))
+
+
+def _set_aside(folder: Path, stat: str) -> int:
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(_SET_ASIDE)]
+    return int(sum(manifest["stats"].get(stat, (0, 0))[0] for manifest in manifests if "stats" in manifest))
