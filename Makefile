@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: setup demo test test-slow test-faults bench lint clean
+.PHONY: setup demo test test-slow test-faults bench gpu-bundle bench-gpu lint clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,10 @@ test-faults: setup
 
 bench: setup
 	$(RUN) -m examples.benchmarks
+
+# What the GPU tests and benchmarks need on a machine without a network, in parts of at most 60 MB: `bundle/run.sh` uses them.
+gpu-bundle: setup
+	$(RUN) -m examples.gpu_bundle
 
 lint: setup
 	$(RUN) -m ruff check .
