@@ -1,0 +1,85 @@
+"""A part's results: one JSON, written anew after every figure, so that a run cut off anywhere keeps what it has."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+FINISHED = "finished"
+_PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "triton")
+
+
+class Results:
+    """
+    The JSON of a part.
+
+    Args:
+        path (`Path`): The file; what it holds from an earlier run with the same settings is kept.
+        settings (`dict[str, Any]`): What figures depend on. Results of other settings are dropped.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path = path
+        settings = json.loads(json.dumps(settings))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if found.get("settings") != settings:
+            found = {"settings": settings, "figures": {}}
+        self.content = {**found, "machine": machine()}
+        self._write()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content["figures"]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content["figures"][key]
+
+    def put(self, key: str, value: Any) -> None:
+        """Keeps a figure, or several under one name."""
+        self.content["figures"][key] = value
+        self._write()
+
+    def finish(self) -> None:
+        """Says that the part has nothing left to do."""
+        self.content[FINISHED] = True
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
+        os.replace(partial, self.path)
+
+
+def machine() -> dict[str, Any]:
+    """Card, driver, date and versions."""
+    has_gpu = torch.cuda.is_available()
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "card": torch.cuda.get_device_name() if has_gpu else None,
+        "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if has_gpu else None,
+        "driver": _driver() if has_gpu else None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        **versions,
+    }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
