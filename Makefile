@@ -37,6 +37,10 @@ test-faults: setup
 bench: setup
 	$(RUN) -m examples.benchmarks
 
+# The GPU benchmark: with a bundle's packages where one has been unpacked here, else in an environment of make's own.
+bench-gpu:
+	if [ -d bundle/site ]; then bash bundle/run.sh bench; else $(MAKE) setup && $(RUN) -m examples.benchmarks.gpu; fi
+
 # What the GPU tests and benchmarks need on a machine without a network, in parts of at most 60 MB: `bundle/run.sh` uses them.
 gpu-bundle: setup
 	$(RUN) -m examples.gpu_bundle

@@ -10,12 +10,14 @@ domains, and then, in every arm, trained in its last block and final norm alone.
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
 from trl_exbias.cli.memory import keep_freed_memory
@@ -29,13 +31,46 @@ from trl_exbias.trajectories import starts
 
 DOMAINS = ("investigators", "other_worlds", "strange_science", "time_travel")
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-CONTEXT, HORIZON, LAYERS, ITERATIONS = 128, 10, 10, 3
+CONTEXT, HORIZON, ITERATIONS = 128, 10, 3
 RUNS = Path("runs/story_domains")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """
+    The size of the experiment. By default that of a CPU.
+
+    Args:
+        source (`Path`): The model that teacher and student come from.
+        runs (`Path`): Where runs and results go.
+        trajectories (`int`, *optional*): Training trajectories of each domain; `None` for all.
+        starts (`int`): Starts that are measured on the test part.
+        student_layers (`int`, *optional*): Layers that the student keeps; `None` for a student that is the whole model.
+        teacher_modules (`list[str]`, *optional*): What of the teacher is fine-tuned; `None` for all of it.
+        teacher_options, options (`dict`): Settings of the teacher's run, and of every run.
+    """
+
+    source: Path
+    runs: Path = RUNS
+    trajectories: int | None = 400
+    starts: int = 200
+    student_layers: int | None = 10
+    teacher_modules: list[str] | None = field(default_factory=lambda: ["model.layers.29", "model.norm"])
+    teacher_options: dict[str, Any] = field(default_factory=lambda: {"num_train_epochs": 2})
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def student_modules(self) -> list[str]:
+        """The student's last block and its final norm: what every arm trains."""
+        layers = self.student_layers or AutoConfig.from_pretrained(self.source).num_hidden_layers
+        return [f"model.layers.{layers - 1}", "model.norm"]
 
 
 def split_by_tokens(path: Path, tokenizer) -> dict[str, list[list[int]]]:
     """Documents of a domain as token ids, in order, cut 80 / 10 / 10 by tokens (a document may be cut in two)."""
-    documents = [tokenizer(json.loads(line)["text"])["input_ids"] for line in path.read_text().splitlines()]
+    documents = [
+        tokenizer(json.loads(line)["text"])["input_ids"] for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     total = sum(map(len, documents))
     bounds, parts, seen = {"train": 0.8 * total, "validation": 0.9 * total, "test": total}, {}, 0
     for name in bounds:
@@ -50,11 +85,12 @@ def split_by_tokens(path: Path, tokenizer) -> dict[str, list[list[int]]]:
     return parts
 
 
-def trajectories(documents: list[list[int]], count: int) -> Dataset:
-    """`count` trajectories, spread evenly over the documents, each a document of its own."""
+def trajectories(documents: list[list[int]], count: int | None) -> Dataset:
+    """`count` trajectories (or all), spread evenly over the documents, each a document of its own."""
     length = CONTEXT + HORIZON
     every = [(i, s) for i, ids in enumerate(documents) for s in starts(len(ids), length, HORIZON)]
-    chosen = [every[k] for k in np.linspace(0, len(every) - 1, min(count, len(every))).round().astype(int)]
+    count = len(every) if count is None else min(count, len(every))
+    chosen = [every[k] for k in np.linspace(0, len(every) - 1, count).round().astype(int)]
     return Dataset.from_list([{"input_ids": documents[i][s : s + length]} for i, s in chosen])
 
 
@@ -80,30 +116,32 @@ def train(model, tokenizer, data: Dataset, folder: Path, teacher=None, **options
     ).train()
 
 
-def teacher_of(domain: str, parts: dict, tokenizer, count: int) -> Path:
-    """SmolLM2-135M with its last block and final norm fine-tuned on the domain."""
-    folder = RUNS / domain / "teacher"
+def teacher_of(domain: str, parts: dict, tokenizer, setup: Setup) -> Path:
+    """The source model, fine-tuned on the domain."""
+    folder = setup.runs / domain / "teacher"
     if not (folder / "config.json").is_file():
-        model = AutoModelForCausalLM.from_pretrained(embedded_model())
-        modules = ["model.layers.29", "model.norm"]
-        train(model, tokenizer, trajectories(parts["train"], count), folder / "run", alpha=1.0, num_iterations=1,
-              num_train_epochs=2, trainable_modules=modules)  # fmt: skip
+        model = AutoModelForCausalLM.from_pretrained(setup.source)
+        options = {"alpha": 1.0, "num_iterations": 1, **setup.options, **setup.teacher_options}
+        options["trainable_modules"] = setup.teacher_modules
+        train(model, tokenizer, trajectories(parts["train"], setup.trajectories), folder / "run", **options)
         model.save_pretrained(folder)
     return folder
 
 
-def base_student(all_parts: dict, tokenizer, count: int) -> Path:
-    """10 layers of SmolLM2-135M, distilled from all 30 on every domain: a small pre-trained model, alike in all arms."""
-    folder = RUNS / "student"
+def base_student(all_parts: dict, tokenizer, setup: Setup) -> Path:
+    """The model that every arm starts from: the source, or some of its layers distilled from all of them on every domain."""
+    if setup.student_layers is None:
+        return setup.source
+    folder = setup.runs / "student"
     if not (folder / "config.json").is_file():
         set_seed(0)
-        source = embedded_model()
-        model = keep_layers(AutoModelForCausalLM.from_pretrained(source), LAYERS)
+        model = keep_layers(AutoModelForCausalLM.from_pretrained(setup.source), setup.student_layers)
         documents = [ids for parts in all_parts.values() for ids in parts["train"]]
+        count = None if setup.trajectories is None else setup.trajectories * len(all_parts)
         # Long horizons: nearly every token of a row is a target, which is the cheapest way to learn to speak.
-        data = trajectories(documents, count * len(all_parts))
-        train(model, tokenizer, data, folder / "run", teacher=str(source), alpha=0.5, num_iterations=1,
-              num_train_epochs=2, context_length=8, rollout_length=CONTEXT + HORIZON - 8, learning_rate=5e-4)  # fmt: skip
+        options = {"alpha": 0.5, "num_iterations": 1, "num_train_epochs": 2, "learning_rate": 5e-4}
+        options |= {"context_length": 8, "rollout_length": CONTEXT + HORIZON - 8}
+        train(model, tokenizer, trajectories(documents, count), folder / "run", teacher=str(setup.source), **options)
         model.save_pretrained(folder)
     return folder
 
@@ -126,38 +164,38 @@ def measure(model, parts: dict, num_starts: int) -> dict:
     }
 
 
-def run_domain(domain: str, all_parts: dict, tokenizer, count: int, num_starts: int) -> None:
+def arms_of(alphas: tuple[float, ...] = ALPHAS) -> dict[str, dict[str, Any]]:
+    """Next-token distillation, and DaD-DAgger at each alpha in as many epochs."""
+    found = {"next-token KD": {"alpha": 0.5, "num_iterations": 1, "num_train_epochs": 2 * ITERATIONS}}
+    for alpha in alphas:
+        found[f"DaD-DAgger {alpha}"] = {"alpha": alpha, "num_iterations": ITERATIONS, "num_train_epochs": 2}
+    return found
+
+
+def run_arm(name: str, options: dict[str, Any] | None, domain: str, all_parts: dict, tokenizer, setup: Setup) -> dict:
+    """Trains an arm and measures it; without `options`, measures the teacher or the student as it is."""
+    parts, folder = all_parts[domain], setup.runs / domain
+    teacher, student = teacher_of(domain, parts, tokenizer, setup), base_student(all_parts, tokenizer, setup)
+    set_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(teacher if name == "teacher" else student)
+    if options is not None:
+        options = {**setup.options, **options, "trainable_modules": setup.student_modules}
+        options["soft_label_dir"] = str(folder / "soft-labels")
+        data = trajectories(parts["train"], setup.trajectories)
+        train(model, tokenizer, data, folder / "run", teacher=str(teacher) if options["alpha"] < 1 else None, **options)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return {"trajectories": setup.trajectories, **measure(model.eval(), parts, setup.starts)}
+
+
+def run_domain(domain: str, all_parts: dict, tokenizer, setup: Setup) -> None:
     """Teacher, base student, and every arm that is not on disk yet."""
-    parts, folder = all_parts[domain], RUNS / domain
-    teacher, student = teacher_of(domain, parts, tokenizer, count), base_student(all_parts, tokenizer, count)
-    data = trajectories(parts["train"], count)
-    arms = {
-        "teacher": None,
-        "student": None,
-        "next-token KD": {"alpha": 0.5, "num_iterations": 1, "num_train_epochs": 6},
-    }
-    arms |= {
-        f"DaD-DAgger {alpha}": {"alpha": alpha, "num_iterations": ITERATIONS, "num_train_epochs": 2} for alpha in ALPHAS
-    }
-    for name, options in arms.items():
-        result = folder / f"{name.replace(' ', '-')}.json"
+    for name, options in {"teacher": None, "student": None, **arms_of()}.items():
+        result = setup.runs / domain / f"{name.replace(' ', '-')}.json"
         if result.is_file():
             continue
-        set_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(teacher if name == "teacher" else student)
-        if options is not None:
-            train(
-                model,
-                tokenizer,
-                data,
-                folder / "run",
-                teacher=str(teacher) if options["alpha"] < 1 else None,
-                trainable_modules=[f"model.layers.{LAYERS - 1}", "model.norm"],
-                soft_label_dir=str(folder / "soft-labels"),
-                **options,
-            )
-        found = {"trajectories": count, **measure(model.eval(), parts, num_starts)}
-        result.write_text(json.dumps(found))
+        found = run_arm(name, options, domain, all_parts, tokenizer, setup)
+        result.write_text(json.dumps(found), encoding="utf-8")
         print(f"{domain}, {name}: perplexity {found['perplexity']:.2f}, "
               f"free-running {np.mean(found['free_running']):.3f}", flush=True)  # fmt: skip
 
@@ -167,7 +205,9 @@ def report() -> None:
     print("| domain | arm | perplexity | teacher-forced CE | free-running CE | against next-token KD [95 %] |")
     print("|---|---|---|---|---|---|")
     for domain in DOMAINS:
-        found = {path.stem: json.loads(path.read_text()) for path in sorted((RUNS / domain).glob("*.json"))}
+        found = {
+            path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((RUNS / domain).glob("*.json"))
+        }
         reference = found.get("next-token-KD")
         for name, arm in found.items():
             free = np.array(arm["free_running"])
@@ -192,10 +232,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.report:
         keep_freed_memory()
-        tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+        setup = Setup(embedded_model(), trajectories=args.trajectories, starts=args.starts)
+        tokenizer = AutoTokenizer.from_pretrained(setup.source)
         parts = {domain: split_by_tokens(args.folder / f"{domain}.jsonl", tokenizer) for domain in DOMAINS}
         for domain in args.domains:
-            run_domain(domain, parts, tokenizer, args.trajectories, args.starts)
+            run_domain(domain, parts, tokenizer, setup)
     report()
 
 

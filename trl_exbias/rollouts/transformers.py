@@ -16,19 +16,16 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..modeling import LMHead, agreement_tolerance, attention_window, base_causal_lm, inference, model_device
+from ..modeling import LMHead, agreement_tolerance, attention_window, base_causal_lm, inference
 from .batching import groups_of_equal_length, run_in_batches
 from .engine import SamplingOptions, TokenIds, check_mix, check_prompts
+from .forward_cost import forward_overhead_tokens
 from .sampling import choose_tokens, most_probable
 from .sessions import DenseSession, RaggedSession, pad_right, read, read_along
 
 
 logger = logging.getLogger(__name__)
 
-# A forward costs about as much as its tokens plus so many: launches and the reading of the weights. (CPU: SmolLM2-135M,
-# 32 tokens 0.20 s, 512 tokens 1.23 s. Elsewhere: an estimate, which decides speed, never the result.)
-_FORWARD_OVERHEAD_TOKENS = {"cpu": 64}
-_FORWARD_OVERHEAD_TOKENS_ELSEWHERE = 2048
 _SWEEP_WIDTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
 
 
@@ -229,7 +226,7 @@ class TransformersEngine:
     def _sweep_width(self, rows: int) -> int:
         """The window width of the best progress for its cost: wide ones need fewer forwards but are cut short more often."""
         change = self._changed / self._checked
-        overhead = _FORWARD_OVERHEAD_TOKENS.get(model_device(self.model).type, _FORWARD_OVERHEAD_TOKENS_ELSEWHERE)
+        overhead = forward_overhead_tokens(self.model)
 
         def progress_per_cost(width: int) -> float:
             return (1 - (1 - change) ** width) / change / (overhead + rows * width)

@@ -11,6 +11,8 @@ import datasets
 import torch
 import transformers
 
+from trl_exbias.cli.memory import keep_freed_memory
+
 
 #: Settings of every run that is measured.
 QUIET: dict[str, Any] = {
@@ -44,6 +46,7 @@ def arguments(about: str) -> tuple[Path, bool]:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    keep_freed_memory()
     return options.path, options.dry_run
 
 

@@ -1,0 +1,106 @@
+"""The GPU benchmark at toy size on a CPU, through the same code; what it leaves when it is cut off; the page it fills."""
+
+import json
+
+import pytest
+
+from examples.benchmarks.gpu.__main__ import main, run_part
+from examples.benchmarks.gpu.parts import PARTS, ROOT
+from examples.benchmarks.gpu.results import Results
+from examples.benchmarks.gpu.table import BEGIN, END, NOTHING, fill, section
+from trl_exbias.demo.embedded_model import embedded_model_folder, is_made
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    """Every part, the first one cut off after its first figures and continued."""
+    if not is_made(embedded_model_folder()):
+        pytest.skip("SmolLM2 is not in the cache: python -m trl_exbias.demo.embedded_model")
+    folder = tmp_path_factory.mktemp("bench-gpu")
+    path = folder / "seven_b.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        seconds = 4.0
+        while not path.is_file() or len(json.loads(path.read_text(encoding="utf-8"))["figures"]) < 2:
+            assert run_part(PARTS[0], path, seconds, dry_run=True) in (None, 0)
+            seconds *= 1.5
+        before = json.loads(path.read_text(encoding="utf-8"))
+        assert main(["--dry_run", "--output", str(folder)]) == 0
+    return folder, before
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_every_part_finishes(part, dry_run):
+    content = json.loads((dry_run[0] / f"{part.name}.json").read_text(encoding="utf-8"))
+    assert content["finished"] and content["figures"]
+    assert content["machine"]["torch"] and content["machine"]["card"] is None
+
+
+def test_what_was_measured_before_the_cut_is_not_measured_again(dry_run):
+    folder, before = dry_run
+    after = json.loads((folder / "seven_b.json").read_text(encoding="utf-8"))
+    assert before["figures"]["matrix_rate"] == after["figures"]["matrix_rate"]
+    steps = after["figures"]["steps 6/8"]
+    assert steps["joint"]["tokens"] > steps["sft"]["tokens"]
+    assert steps["joint"]["planned"]["total"] > 0
+    # In float32 the sweeps give the tokens of decoding.
+    for key in ("mix_own", "mix_random"):
+        assert after["figures"]["rollouts 6/8"][key]["equal_rows"] == 1
+
+
+def test_arms_of_gsm8k_consume_about_as_much(dry_run):
+    figures = json.loads((dry_run[0] / "gsm8k.json").read_text(encoding="utf-8"))["figures"]
+    spent = {
+        key: sum(value["consumed"][sort] for sort in ("trained", "generated", "labels"))
+        for key, value in figures.items()
+        if key.endswith("seed 0") and not key.startswith("SFT")
+    }
+    # RAC and SPIN count on answers as long as gold; here they are cut off at six tokens.
+    for arm in ("BASH 0.2, seed 0", "BASH 0.5, seed 0"):
+        assert spent[arm] == pytest.approx(spent["more SFT, seed 0"], rel=0.1)
+    assert set(figures["against more SFT"]) == {"BASH 0.2", "BASH 0.5", "RAC", "SPIN"}
+
+
+def test_a_second_run_has_nothing_to_do(dry_run, capsys):
+    assert main(["--dry_run", "--output", str(dry_run[0])]) == 0
+    assert capsys.readouterr().out.count("finished before") == len(PARTS)
+
+
+def test_a_dry_run_is_no_measurement(dry_run):
+    results = {part.name: json.loads((dry_run[0] / f"{part.name}.json").read_text(encoding="utf-8")) for part in PARTS}
+    assert section(results) == NOTHING
+    for content in results.values():
+        content["machine"] |= {"card": "Some Card", "date": "2026-01-01"}
+    filled = section(results)
+    assert filled.count("Some Card, 2026-01-01, torch") == len(PARTS)
+    assert "| BASH joint step, share of the matrix rate, prompt 6 / response 8 |" in filled
+    assert "points [" in filled and "perplexity" in filled
+    del results["gsm8k"]["finished"]
+    assert "Cut off by its time limit" in section(results)
+
+
+def test_the_page_keeps_what_stands_around_its_figures():
+    page = fill(f"before\n{BEGIN}\nold\n{END}\nafter\n", {})
+    assert page == f"before\n{BEGIN}\n{NOTHING}\n{END}\nafter\n"
+    with pytest.raises(ValueError, match="no section between"):
+        fill("before", {})
+
+
+def test_the_shipped_page_shows_what_was_measured_and_says_where_nothing_was():
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert BEGIN in text and END in text
+    shown = text.partition(BEGIN)[2].partition(END)[0]
+    assert NOTHING in shown or "NVIDIA" in shown
+
+
+def test_a_part_without_its_inputs_is_left_out_with_a_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRL_EXBIAS_CACHE", str(tmp_path / "nothing"))
+    assert main(["--output", str(tmp_path), "--parts", "gsm8k", "stories"]) == 0
+    assert capsys.readouterr().out.count("left out: SmolLM2 is not in") == 2
+
+
+def test_results_of_other_settings_are_dropped(tmp_path):
+    first = Results(tmp_path / "part.json", {"rows": 1})
+    first.put("figure", 2.0)
+    assert Results(tmp_path / "part.json", {"rows": 1})["figure"] == 2.0
+    assert "figure" not in Results(tmp_path / "part.json", {"rows": 2})
