@@ -39,7 +39,7 @@ bench: setup
 
 # The GPU benchmark: with a bundle's packages where one has been unpacked here, else in an environment of make's own.
 bench-gpu:
-	if [ -d bundle/site ]; then bash bundle/run.sh bench; else $(MAKE) setup && $(RUN) -m examples.benchmarks.gpu; fi
+	if [ -d bundle/site-packages ]; then bash bundle/run.sh bench; else $(MAKE) setup && $(RUN) -m examples.benchmarks.gpu; fi
 
 # What the GPU tests and benchmarks need on a machine without a network, in parts of at most 60 MB: `bundle/run.sh` uses them.
 gpu-bundle: setup

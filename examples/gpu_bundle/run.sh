@@ -13,7 +13,7 @@ cd "$bundle/.."
 python=${PYTHON:-python3}
 results=$bundle/results
 mkdir -p "$results"
-export PYTHONPATH="$bundle/site:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONPATH="$bundle/site-packages:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export TRL_EXBIAS_CACHE="$bundle/cache" TRL_EXBIAS_DATA="$bundle/data"
 
 has_packages() {
@@ -37,7 +37,8 @@ unpack() {
 }
 
 keep() {
-    if [ -n "${OUT:-}" ]; then cp -r "$results/." "$OUT/"; fi
+    # Figures and logs; not the models that a part trains on the way.
+    if [ -n "${OUT:-}" ]; then find "$results" -maxdepth 1 -type f -exec cp {} "$OUT/" \;; fi
 }
 
 tests() {

@@ -1,5 +1,5 @@
 """
-Puts together what has arrived of a bundle: wheels into `bundle/site`, data into `bundle/data`, SmolLM2 into `bundle/cache`.
+Puts together what has arrived of a bundle: wheels into `bundle/site-packages`, data into `bundle/data`, SmolLM2 into `bundle/cache`.
 
 Runs again after each part and does only what is new. Needs nothing but Python and pip.
 """
@@ -18,7 +18,8 @@ _PIECE = re.compile(r"(?P<name>.+)\.(?P<number>\d+)of(?P<count>\d+)")
 def unpack(bundle: Path) -> Path | None:
     """Installs the wheels, lays out the data, joins the pieces; returns the joined weights where they are whole."""
     parts = sorted(bundle.glob("part-*"))
-    install([wheel for part in parts for wheel in sorted(part.glob("wheels/*.whl"))], bundle / "site")
+    # The name matters: dill takes a module for installed by it, and would else put pyarrow itself into a data set's fingerprint.
+    install([wheel for part in parts for wheel in sorted(part.glob("wheels/*.whl"))], bundle / "site-packages")
     for part in parts:
         if (part / "data").is_dir():
             shutil.copytree(part / "data", bundle / "data", dirs_exist_ok=True)
