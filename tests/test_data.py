@@ -8,10 +8,9 @@ from trl_exbias.data import (
     dataset_form,
     mark_responses,
     split_turns,
-    stop_token_ids,
 )
 
-from .tiny import byte_tokenizer, conversations, plain_pairs
+from .tiny import conversations, plain_pairs
 
 
 def chat(*turns: str) -> list[dict]:
@@ -118,26 +117,6 @@ def test_every_turn_becomes_a_row():
         ("e", "f"),
     ]
     assert [len(row["prompt"]) for row in rows] == [1, 3, 1]
-
-
-class TestStopTokens:
-    def test_the_end_of_turn_of_the_chat_template_stops_even_if_it_is_not_the_eos(self, tokenizer):
-        other = byte_tokenizer()
-        other.eos_token = "<|pad|>"
-        expected = {tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|pad|>")}
-        assert set(stop_token_ids(other, None, None)) == expected
-
-    def test_the_generation_config_may_name_several(self, tokenizer):
-        class Config:
-            eos_token_id = [3, 4]
-
-        assert set(stop_token_ids(tokenizer, Config(), None)) == {3, 4, tokenizer.eos_token_id}
-
-    def test_none_at_all_is_an_error(self):
-        tokenizer = byte_tokenizer(chat_template=None)
-        tokenizer.eos_token = None
-        with pytest.raises(ValueError, match="no EOS token"):
-            stop_token_ids(tokenizer, None, None)
 
 
 def test_the_datasets_of_these_tests_are_fine():

@@ -1,8 +1,11 @@
 """Tiny models and a byte tokenizer, built in memory: no hub, no files."""
 
+from pathlib import Path
+
 import torch
+import trl
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -97,3 +100,45 @@ def plain_pairs(num_rows: int = 24) -> Dataset:
     return Dataset.from_list(
         [{"prompt": f"{i} + {i % 7} =", "completion": f" {i + i % 7}" + "!" * (i % 4)} for i in range(num_rows)]
     )
+
+
+def tokenizer_of(
+    chat_template: str | None,
+    eos: str = "<|im_end|>",
+    special: tuple[str, ...] = ("<|im_start|>",),
+    added: tuple[str, ...] = ("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    bos: str | None = None,
+    newlines: int = 1,
+) -> PreTrainedTokenizerFast:
+    """
+    A byte tokenizer with a model's special tokens and its other added ones; by default Qwen's.
+
+    With `newlines=2`, two of them are one token, as in the published tokenizers: what ends with one is then no prefix.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: i for i, character in enumerate(alphabet)}
+    merges = []
+    if newlines == 2:
+        vocabulary["ĊĊ"] = len(vocabulary)
+        merges = [("Ċ", "Ċ")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    split = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos,
+        bos_token=bos,
+        pad_token="<|pad|>",
+        additional_special_tokens=list(special),
+    )
+    wrapped.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    wrapped.chat_template = chat_template
+    return wrapped
+
+
+def published_template(name: str) -> str:
+    """A chat template that TRL ships, by its file's name."""
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from trl import SFTConfig
 from trl.data_utils import _tokenize, common_prefix_length, is_conversational
 
 from .branches import ROW
+from .stop_tokens import stop_token_ids as stop_token_ids
 
 
 logger = logging.getLogger(__name__)
@@ -275,43 +276,6 @@ def split_turns(dataset: Dataset) -> Dataset:
         return {"prompt": prompts, "completion": completions}
 
     return dataset.map(explode, batched=True, remove_columns=dataset.column_names, desc="Splitting the turns")
-
-
-def stop_token_ids(
-    tokenizer: PreTrainedTokenizerBase, generation_config: Any, chat_template: str | None
-) -> tuple[int, ...]:
-    """
-    The tokens that end a response: the tokenizer's EOS, the generation config's, and the chat template's end of turn.
-
-    A chat model's turn often ends with a token (`<|im_end|>`) that is not the tokenizer's EOS: without it, every
-    rollout would run to the length limit.
-
-    Raises:
-        ValueError: if there is none at all.
-    """
-    found = {tokenizer.eos_token_id}
-    configured = getattr(generation_config, "eos_token_id", None)
-    found.update(configured if isinstance(configured, (list, tuple)) else [configured])
-    if chat_template is not None or tokenizer.chat_template is not None:
-        found.add(_end_of_turn(tokenizer, chat_template))
-    found.discard(None)
-    if not found:
-        raise ValueError(
-            "The tokenizer has no EOS token, so a response has no end. Set `eos_token` in the config (or "
-            "`tokenizer.eos_token`) to a token of its vocabulary."
-        )
-    return tuple(sorted(found))
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> int | None:
-    """The first special token behind an assistant turn's text, found by rendering one."""
-    user = {"role": "user", "content": "a"}
-    prompt = _tokenize(tokenizer, [user], add_generation_prompt=True, chat_template=chat_template)["input_ids"]
-    whole = _tokenize(tokenizer, [user, {"role": "assistant", "content": "a"}], chat_template=chat_template)[
-        "input_ids"
-    ]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return next((token for token in whole[common_prefix_length(prompt, whole) :] if token in special), None)
 
 
 def _last_labelled_stretch(labels: list[int]) -> int:

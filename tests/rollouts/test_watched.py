@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from trl_exbias.rollouts import SamplingOptions
-from trl_exbias.rollouts.watched import DEGENERATE, EMPTY, LENGTH, REPEATED, TRUNCATED, WatchedEngine
+from trl_exbias.rollouts.watched import DEGENERATE, EMPTY, LENGTH, REPEATED, TRUNCATED, UNFINISHED, WatchedEngine
 from trl_exbias.trainers.degenerate import check_rollouts
 from trl_exbias.trainers.run_stopped import DegenerateRolloutsError
 
@@ -21,9 +21,13 @@ class Says:
         return self.responses
 
 
-def rates(responses, stop_token_ids=(STOP,)) -> dict[str, tuple[float, float]]:
+def rates(responses, stop_token_ids=(STOP,), **options) -> dict[str, tuple[float, float]]:
     counted = {}
-    engine = WatchedEngine(Says(responses), lambda name, total, count: counted.update({name: (total, count)}))
+
+    def count(name, total, number):
+        counted[name] = (total, number)
+
+    engine = WatchedEngine(Says(responses), count, **options)
     drawn = engine.sample([[1]] * len(responses), SamplingOptions(stop_token_ids=stop_token_ids))
     assert drawn == responses
     return counted
@@ -31,14 +35,22 @@ def rates(responses, stop_token_ids=(STOP,)) -> dict[str, tuple[float, float]]:
 
 def test_samples_are_counted_as_what_they_are():
     responses = [[5, 6, 7, STOP], [STOP], [5, 6, 7, 8], [5] * 8 + [STOP], [5] * 8, [5] * 7 + [STOP]]
-    wrong = {EMPTY: (1, 6), TRUNCATED: (2, 6), REPEATED: (2, 6), DEGENERATE: (4, 6)}
+    wrong = {EMPTY: (1, 6), UNFINISHED: (0, 6), TRUNCATED: (2, 6), REPEATED: (2, 6), DEGENERATE: (4, 6)}
     assert rates(responses) == {**wrong, LENGTH: (4 + 1 + 4 + 9 + 8 + 8, 6)}
+
+
+def test_a_response_that_broke_off_is_degenerate():
+    """One that met the length limit did not break off, and an empty one is empty."""
+    responses = [[5, 9, STOP], [5, 6, STOP], [5, 9], [STOP]]
+    found = rates(responses, is_unfinished=lambda response: response[-2:-1] == [9] or response == [STOP])
+    assert (found[UNFINISHED], found[EMPTY], found[TRUNCATED], found[DEGENERATE]) == ((1, 4), (1, 4), (1, 4), (3, 4))
 
 
 def test_a_horizon_is_not_cut_off():
     """DaD-DAgger's rollouts have a fixed length: nothing is expected to stop."""
     assert rates([[5, 6, 7], [5, 6, STOP]], ()) == {
         EMPTY: (0, 2),
+        UNFINISHED: (0, 2),
         TRUNCATED: (0, 2),
         REPEATED: (0, 2),
         DEGENERATE: (0, 2),

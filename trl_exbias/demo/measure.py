@@ -6,9 +6,10 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data import conversation_prompt_ids, stop_token_ids
+from ..data import conversation_prompt_ids
 from ..evaluation.responses import ResponseCrossEntropy, response_cross_entropy
 from ..rollouts import SamplingOptions, TransformersEngine
+from ..stop_tokens import stop_token_ids
 from .word_problems import is_correct
 
 

@@ -125,7 +125,7 @@ class Subject:
         """The tokens that end a response."""
         from transformers import GenerationConfig
 
-        from ..data import stop_token_ids
+        from ..stop_tokens import stop_token_ids
 
         try:
             config = GenerationConfig.from_pretrained(self._base_folder)

@@ -13,9 +13,9 @@ from ..data import (
     check_train_dataset,
     conversation,
     conversation_prompt_ids,
-    stop_token_ids,
     token_ids,
 )
+from ..stop_tokens import stop_token_ids
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..trainers.run_directory import check_output_dir
 from .disk import write_problem

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from ..rollouts.watched import DEGENERATE, EMPTY, REPEATED, TRUNCATED
+from ..rollouts.watched import DEGENERATE, EMPTY, REPEATED, TRUNCATED, UNFINISHED
 from .run_stopped import DegenerateRolloutsError
 
 
@@ -32,8 +32,9 @@ def check_rollouts(metrics: dict[str, float], num_responses: float, max_rate: fl
     if rate < WARN_FROM:
         return
     what = (
-        f"{rate:.0%} of the rollouts in {folder} are degenerate: {metrics[EMPTY]:.0%} empty, {metrics[TRUNCATED]:.0%} cut off "
-        f"at `max_new_tokens`, {metrics[REPEATED]:.0%} one token over and over"
+        f"{rate:.0%} of the rollouts in {folder} are degenerate: {metrics[EMPTY]:.0%} empty, {metrics.get(UNFINISHED, 0):.0%} ended "
+        f"in the middle of a turn (right after `<think>`, say), {metrics[TRUNCATED]:.0%} cut off at `max_new_tokens`, "
+        f"{metrics[REPEATED]:.0%} one token over and over"
     )
     if rate <= max_rate or num_responses < STOP_FROM_RESPONSES:
         logger.warning(f"{what}.")

@@ -31,7 +31,6 @@ from ..data import (
     report_cut_responses,
     response_lengths,
     split_turns,
-    stop_token_ids,
 )
 from ..fingerprint import rows_fingerprint
 from ..joint_dataset import JointDataset
@@ -39,6 +38,7 @@ from ..modeling import base_causal_lm
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
 from ..rollouts.lockstep import lockstep
 from ..rollouts.vllm import check_vllm
+from ..stop_tokens import stop_token_ids, turn_end, unfinished_test
 from .checkpoints import checkpoint_to_resume, save_whole, whole_problem
 from .finite import check_weights
 from .iteration_best import IterationBest
@@ -140,7 +140,8 @@ class IterativeSFTTrainer(JointSFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, self.chat_template)
+        self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, None)
+        self.is_unfinished = unfinished_test(self._tokenizer, turn_end(self._tokenizer))
         reject_unsupported(self)
         self._set_up_branches()
         self.rollout_stats = RolloutStats()

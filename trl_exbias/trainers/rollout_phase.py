@@ -163,7 +163,7 @@ class RolloutPhase:
         options = trainer.sampling_options(self.seed)
         progress = _Progress(self, sum(len(rows) for _, rows in shards))
         with progress, trainer.make_engine(progress.update) as engine:
-            engine = WatchedEngine(engine, trainer.rollout_stats.add)
+            engine = WatchedEngine(engine, trainer.rollout_stats.add, trainer.is_unfinished)
             for index, rows in shards:
                 if trainer.preemption.asked:
                     break
