@@ -11,6 +11,9 @@ position  0   …  P-2    | P-1 …             | P-1 …                   segm
 
 Where the attention implementation cannot take such a mask, every branch becomes a row of its own behind a copy of its
 context: the same targets, hence the same loss.
+
+The contexts of gold and of the rollouts may differ (see `prompts`). They share what they have in common; each branch then
+begins with the rest of its own.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +22,7 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig
+from trl.data_utils import common_prefix_length
 
 from .modeling import (
     MASKABLE_IMPLEMENTATIONS,
@@ -35,6 +39,12 @@ from .modeling import (
 GOLD = "gold"
 #: Column and batch entry: where in the training data a row stands.
 ROW = "exbias_row"
+#: Column: how many of a row's tokens precede its response.
+CONTEXT_LENGTH = "context_length"
+#: Columns of a row whose tokens do not begin with inference's prompt: the prompt, what of the gold answer comes after it, and
+#: the labels of that.
+PROMPT, REFERENCE, REFERENCE_LABELS = "exbias_prompt_ids", "exbias_reference_ids", "exbias_reference_labels"
+OWN_COLUMNS = (CONTEXT_LENGTH, PROMPT, REFERENCE, REFERENCE_LABELS)
 
 
 @dataclass(frozen=True)
@@ -78,20 +88,54 @@ class BranchedExample:
     A context and its branches.
 
     Args:
-        context_ids (`list[int]`): At least one token.
+        context_ids (`list[int]`): What the contexts of all branches begin with.
         context_labels (`list[int]`): Targets inside the context, aligned with `context_ids`; they count as gold.
         branches (`list[Branch]`): In any order: it changes nothing.
+        gold_rest (`tuple[list[int], list[int]]`, *optional*): Tokens and labels of the rest of the gold branch's context.
+        prompt_rest (`list[int]`, *optional*): Tokens of the rest of every other branch's.
     """
 
     context_ids: list[int]
     context_labels: list[int]
     branches: list[Branch]
+    gold_rest: tuple[list[int], list[int]] = ((), ())
+    prompt_rest: Sequence[int] = ()
 
     @classmethod
-    def from_row(cls, input_ids: list[int], labels: list[int], context_length: int, branches: Sequence[Branch]):
-        """Splits a tokenised row into context and gold branch and puts `branches` beside the latter."""
+    def from_row(
+        cls,
+        input_ids: list[int],
+        labels: list[int],
+        context_length: int,
+        branches: Sequence[Branch],
+        prompt_ids: Sequence[int] | None = None,
+    ):
+        """
+        Splits a tokenised row into context and gold branch and puts `branches` beside the latter.
+
+        Args:
+            prompt_ids (`Sequence[int]`, *optional*): The context of `branches`, where it is not gold's.
+        """
         gold = Branch(GOLD, input_ids[context_length:], labels[context_length:])
-        return cls(input_ids[:context_length], labels[:context_length], [gold, *branches])
+        if prompt_ids is None:
+            return cls(input_ids[:context_length], labels[:context_length], [gold, *branches])
+        shared = common_prefix_length(input_ids[:context_length], prompt_ids)
+        rest = slice(shared, context_length)
+        return cls(
+            input_ids[:shared],
+            labels[:shared],
+            [gold, *branches],
+            (input_ids[rest], labels[rest]),
+            prompt_ids[shared:],
+        )
+
+    def is_trained(self, branch: Branch) -> bool:
+        """Whether there is anything of a branch besides the shared context: a gold response may have been cut off."""
+        return bool(branch.input_ids) or (branch.kind == GOLD and bool(self.gold_rest[0]))
+
+    def rest_of_context(self, branch: Branch) -> tuple[Sequence[int], Sequence[int]]:
+        """Tokens and labels between the shared context and a branch."""
+        return self.gold_rest if branch.kind == GOLD else (self.prompt_rest, [-100] * len(self.prompt_rest))
 
 
 @dataclass
@@ -129,12 +173,16 @@ class BranchCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if "branches" not in features[0]:
-            own = ("context_length", ROW)
+            own = (ROW, *OWN_COLUMNS)
             batch = self.base([{k: v for k, v in row.items() if k not in own} for row in features])
             return self._with_rows(batch, features)
         examples = [
             BranchedExample.from_row(
-                row["input_ids"], row["labels"], row["context_length"], [Branch(**b) for b in row["branches"]]
+                row["input_ids"],
+                row["labels"],
+                row[CONTEXT_LENGTH],
+                [Branch(**b) for b in row["branches"]],
+                row.get(PROMPT),
             )
             for row in features
         ]
@@ -157,8 +205,7 @@ class BranchCollator:
         length = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        padding = {"input_ids": self.pad_token_id, "shift_labels": -100, "branch_kinds": -1, "branch_weights": 0.0}
-        padding |= {"position_ids": 0, "segment_ids": -1} if shared else {"attention_mask": 0}
+        padding = self._padding() | ({"position_ids": 0, "segment_ids": -1} if shared else {"attention_mask": 0})
         batch = {
             name: torch.tensor([row[name] + [value] * (length - len(row[name])) for row in rows])
             for name, value in padding.items()
@@ -166,18 +213,29 @@ class BranchCollator:
         batch["num_tokens"] = torch.tensor(sum(len(row["input_ids"]) for row in rows))
         return batch
 
+    def _padding(self) -> dict[str, Any]:
+        """What is kept of each position, and its value in the padding."""
+        return {"input_ids": self.pad_token_id, "shift_labels": -100, "branch_kinds": -1, "branch_weights": 0.0}
+
     def _shared(self, example: BranchedExample) -> list[dict[str, list]]:
         context = example.context_ids
         # Targets of x_1 … x_{P-1} are x_2 … x_P: what the context predicts of itself is gold.
-        row = _row(context[:-1], example.context_labels[1:], self.kinds.index(GOLD), 1.0)
-        row["position_ids"] = list(range(len(context) - 1))
-        row["segment_ids"] = [0] * (len(context) - 1)
-        for segment, branch in enumerate((b for b in example.branches if b.input_ids), start=1):
+        row = _row(context, example.context_labels, self.kinds.index(GOLD), 1.0, len(context))
+        row["position_ids"] = list(range(len(row["input_ids"])))
+        row["segment_ids"] = [0] * len(row["input_ids"])
+        for segment, branch in enumerate(filter(example.is_trained, example.branches), start=1):
+            rest, rest_labels = example.rest_of_context(branch)
+            # Where nothing is shared, nothing predicts a branch's first token.
             part = _row(
-                [context[-1], *branch.input_ids[:-1]], branch.labels, self.kinds.index(branch.kind), branch.weight
+                [*context[-1:], *rest, *branch.input_ids],
+                [*context[-1:], *rest_labels, *branch.labels],
+                self.kinds.index(branch.kind),
+                branch.weight,
+                len(context[-1:]) + len(rest),
             )
-            part["position_ids"] = list(range(len(context) - 1, len(context) - 1 + len(branch.input_ids)))
-            part["segment_ids"] = [segment] * len(branch.input_ids)
+            start, length = max(0, len(context) - 1), len(part["input_ids"])
+            part["position_ids"] = list(range(start, start + length))
+            part["segment_ids"] = [segment] * length
             for name, values in part.items():
                 row[name] += values
         return [row]
@@ -188,30 +246,37 @@ class BranchCollator:
         for branch in example.branches:
             if not branch.input_ids and branch.kind != GOLD:
                 continue
+            rest, rest_labels = example.rest_of_context(branch)
             context_labels = example.context_labels if branch.kind == GOLD else [-100] * len(context)
             row = _row(
-                [*context, *branch.input_ids][:-1],
-                [*context_labels, *branch.labels][1:],
+                [*context, *rest, *branch.input_ids],
+                [*context_labels, *rest_labels, *branch.labels],
                 self.kinds.index(branch.kind),
                 branch.weight,
+                len(context) + len(rest),
             )
             row["attention_mask"] = [1] * len(row["input_ids"])
             rows.append(row)
         return rows
 
 
-def _row(input_ids: list[int], targets: list[int], kind: int, weight: float) -> dict[str, list]:
+def _row(tokens: list[int], labels: list[int], kind: int, weight: float, context_length: int) -> dict[str, list]:
+    """Positions that read all tokens but the last, each with the next one's label as its target."""
+    targets = labels[1:]
     return {
-        "input_ids": list(input_ids),
+        "input_ids": list(tokens[:-1]),
         "shift_labels": list(targets),
         "branch_kinds": [kind if target != -100 else -1 for target in targets],
         "branch_weights": [weight] * len(targets),
+        "in_response": [place >= context_length for place in range(1, len(tokens))],
     }
 
 
 def _longest(examples: list[BranchedExample]) -> int:
     """Tokens of the longest shared row. (Of the row, not of a branch with its context: GPT-Neo windows by index.)"""
-    return max(len(e.context_ids) + sum(len(b.input_ids) for b in e.branches) for e in examples)
+    return max(
+        len(e.context_ids) + sum(len(b.input_ids) + len(e.rest_of_context(b)[0]) for b in e.branches) for e in examples
+    )
 
 
 def concatenate(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from datasets import Dataset
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
-from .data import conversation, conversation_prompt_ids
+from .answers import row_answer
+from .conversations import TEMPLATE_KWARGS, TOOLS, conversation, is_blank, message_columns
+from .prompts import conversation_prompt_ids
+from .template_form import Message, text_of
 
 
 TEMPLATE_NAMES = ("qa", "summarization")
 _VARIABLES = {"prompt", "reference"}
-
-Message = dict[str, Any]
+_SHOWN = 5  # rows named in a message
 
 
 class CorrectionTemplate:
@@ -73,17 +76,20 @@ class CorrectionTemplate:
         f(x, y) for a conversation: the reference stands in the last user turn, everything before it stays.
 
         Raises:
-            ValueError: if the conversation has no user turn.
+            ValueError: if the conversation has no user turn, or there is no reference.
         """
+        reference = text_of(reference)
+        if not reference.strip():
+            raise ValueError("There is no reference answer to show.")
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         if last is None:
             raise ValueError("A conversation needs a user turn to show the reference answer in.")
-        prompt = messages[last]["content"]
+        prompt = text_of(messages[last].get("content"))
         rendered = [*messages]
         rendered[last] = {**messages[last], "content": self._block("user", prompt, reference)}
         system = self._block("system", prompt, reference)
         if system and messages[0]["role"] == "system":
-            rendered[0] = {**messages[0], "content": f"{messages[0]['content']}\n\n{system}"}
+            rendered[0] = {**messages[0], "content": f"{text_of(messages[0].get('content'))}\n\n{system}"}
         elif system:
             rendered.insert(0, {"role": "system", "content": system})
         return rendered
@@ -91,17 +97,68 @@ class CorrectionTemplate:
     def context_ids(
         self, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
     ) -> list[int]:
-        """Token ids of f(x, y) for a row of prompt-completion or conversational data."""
+        """
+        Token ids of f(x, y) for a row of prompt-completion or conversational data.
+
+        Raises:
+            ValueError: if the row has no answer to show, or no turn to show it in.
+        """
         if "prompt" in row and isinstance(row["prompt"], str):
-            reference = row["completion"].removesuffix(tokenizer.eos_token)  # put there by TRL
+            reference = row["completion"].removesuffix(tokenizer.eos_token or "")  # put there by TRL
             return tokenizer(text=self.render_text(row["prompt"], reference))["input_ids"]
-        *messages, answer = conversation(row)
-        rendered = self.render_messages(messages, answer["content"])
+        rendered = self.correction(row, tokenizer, chat_template)
         try:
             return conversation_prompt_ids(tokenizer, rendered, row, chat_template)
         except jinja2.TemplateError:
             # Templates of some models (Mistral, Gemma) refuse a system message.
             return conversation_prompt_ids(tokenizer, without_system_role(rendered), row, chat_template)
+
+    def check(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+        """
+        Rejects rows that f(x, y) cannot be made of, before anything is rolled out.
+
+        Raises:
+            ValueError: with how many there are, the first of them, and what is wrong with it.
+        """
+        columns = message_columns(rows)
+        if not columns:
+            return
+        names = [name for name in (*columns, TOOLS, TEMPLATE_KWARGS) if name in rows.column_names]
+        problems = {}
+        for index, row in enumerate(rows.select_columns(names)):
+            *messages, answer = conversation(row)
+            is_plain = not (answer.get("tool_calls") or is_blank(answer))
+            if is_plain and any(message["role"] == "user" for message in messages):
+                continue
+            try:
+                self.correction(row, tokenizer, chat_template)
+            except ValueError as error:
+                problems[index] = str(error)
+        if problems:
+            first, problem = next(iter(problems.items()))
+            raise ValueError(
+                f"{len(problems)} of {len(rows)} training rows cannot be corrected (rows "
+                f"{', '.join(map(str, [*problems][:_SHOWN]))}{', …' if len(problems) > _SHOWN else ''}). In row {first} "
+                f"{problem[0].lower()}{problem[1:]} Drop them, or use another method."
+            )
+
+    def correction(
+        self, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+    ) -> list[Message]:
+        """
+        The messages of f(x, y) for a conversational row.
+
+        Raises:
+            ValueError: if the row has no answer to show, or no turn to show it in.
+        """
+        *messages, answer = conversation(row)
+        reference = row_answer(row, tokenizer, chat_template)
+        if not reference.strip():
+            raise ValueError(
+                f"The chat template renders nothing of the last answer (its keys: {', '.join(answer)}), so there is no "
+                "reference to show."
+            )
+        return self.render_messages(messages, reference)
 
     def _block(self, name: str, prompt: str, reference: str) -> str:
         variables = {"prompt": prompt, "reference": reference}
@@ -116,7 +173,7 @@ def without_system_role(messages: list[Message]) -> list[Message]:
     if messages[0]["role"] != "system":
         return messages
     system, first, *rest = messages
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    return [{**first, "content": f"{text_of(system.get('content'))}\n\n{text_of(first.get('content'))}"}, *rest]
 
 
 def _load(source: str) -> tuple[str, str]:

@@ -1,30 +1,27 @@
-"""From a dataset in any of TRL's forms to contexts and responses, and the checks that come before.
+"""From a dataset in any of TRL's forms to contexts and responses, and the checks that come before."""
 
-Touches private surfaces of TRL 1.16: `trl.data_utils._tokenize` and `common_prefix_length`, so that a response starts
-exactly where TRL's own completion mask would start it.
-"""
-
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
-from trl.data_utils import _tokenize, common_prefix_length, is_conversational
 
-from .branches import ROW
+from .branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS, ROW
+from .conversations import conversation as conversation
+from .conversations import split_turns as split_turns
+from .prompts import conversation_prompt_ids as conversation_prompt_ids
+from .prompts import mark_responses as mark_responses
+from .prompts import report_cut_responses as report_cut_responses
+from .prompts import response_lengths as response_lengths
+from .prompts import token_ids as token_ids
 from .stop_tokens import stop_token_ids as stop_token_ids
 
 
 logger = logging.getLogger(__name__)
 
-CONTEXT_LENGTH = "context_length"
 _SHOWN = 5  # rows named in a message
 
 
@@ -35,10 +32,12 @@ class Example:
 
     Args:
         id (`int`): Row of the prepared training data; the key of all randomness.
-        context_ids (`list[int]`): The prompt, with the generation prompt of a chat template.
-        response_ids (`list[int]`): The gold response y, with its end token.
+        context_ids (`list[int]`): The prompt as inference gives it to the model, with the generation prompt of a chat template.
+        response_ids (`list[int]`): The gold response y after that prompt, with its end token.
         response_labels (`list[int]`): `response_ids`, or -100 where the gold loss has no label.
         row (`dict`): The row's other columns (`prompt`, `completion`, `messages`, …).
+        trained (`tuple`, *optional*): Context, response and labels as gold is trained on, where its tokens do not begin with
+            the prompt; see [`~trl_exbias.prompts`].
     """
 
     id: int
@@ -46,12 +45,23 @@ class Example:
     response_ids: list[int]
     response_labels: list[int]
     row: dict[str, Any]
+    trained: tuple[list[int], list[int], list[int]] | None = None
 
     @classmethod
-    def from_row(cls, index: int, row: dict[str, Any]) -> "Example":
-        split = row[CONTEXT_LENGTH]
-        rest = {k: v for k, v in row.items() if k not in ("input_ids", "labels", CONTEXT_LENGTH, ROW)}
-        return cls(index, row["input_ids"][:split], row["input_ids"][split:], row["labels"][split:], rest)
+    def from_row(cls, index: int, row: dict[str, Any], max_length: int | None = None) -> "Example":
+        """A row that [`mark_responses`] has marked; what does not fit into `max_length` tokens after the prompt is cut off."""
+        split, ids, labels = row[CONTEXT_LENGTH], row["input_ids"], row["labels"]
+        rest = {k: v for k, v in row.items() if k not in ("input_ids", "labels", ROW, *OWN_COLUMNS)}
+        own = (ids[:split], ids[split:], labels[split:])
+        if row.get(PROMPT) is None:
+            return cls(index, *own, rest)
+        room = None if max_length is None else max(0, max_length - len(row[PROMPT]))
+        return cls(index, row[PROMPT], row[REFERENCE][:room], row[REFERENCE_LABELS][:room], rest, own)
+
+    @property
+    def gold(self) -> tuple[list[int], list[int], list[int]]:
+        """Context, response and labels of the gold branch."""
+        return self.trained or (self.context_ids, self.response_ids, self.response_labels)
 
 
 def dataset_form(columns: list[str], text_field: str, has_formatting_func: bool = False) -> str:
@@ -170,121 +180,6 @@ def check_tokenizer(processing_class: Any, args: SFTConfig, dataset: Dataset, fo
             "The dataset is conversational, but the tokenizer has no chat template. Set `chat_template_path` to a "
             "`.jinja` file or to a model whose template to use, or turn the conversations into text."
         )
-
-
-def mark_responses(
-    dataset: Dataset,
-    form: str,
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template: str | None,
-    num_proc: int | None,
-) -> Dataset:
-    """
-    Adds the column `context_length`: how many tokens of `input_ids` precede the response that is rolled out.
-
-    The response is the completion, the last assistant turn of a conversation, everything behind the first token of a
-    plain text, and the last labelled stretch of tokenised data.
-    """
-
-    def mark(row: dict[str, Any]) -> dict[str, int]:
-        return {CONTEXT_LENGTH: context_length(row, form, tokenizer, chat_template)}
-
-    return dataset.map(mark, num_proc=num_proc, desc="Finding the responses")
-
-
-def context_length(
-    row: dict[str, Any], form: str, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
-) -> int:
-    """How many tokens of a row's `input_ids` precede the response that is rolled out; see [`mark_responses`]."""
-    if form == "tokenized":
-        return _last_labelled_stretch(row["labels"])
-    if form == "text":
-        return 1
-    if not is_conversational(row):
-        prompt_ids = _tokenize(tokenizer, row["prompt"])["input_ids"]
-    else:
-        prompt_ids = conversation_prompt_ids(tokenizer, conversation(row)[:-1], row, chat_template)
-    return max(1, common_prefix_length(prompt_ids, row["input_ids"]))
-
-
-def token_ids(row: dict[str, Any], form: str, tokenizer: PreTrainedTokenizerBase, text_field: str) -> list[int]:
-    """The whole row as TRL 1.16 tokenises it, before truncation: a conversation through its template, text with EOS behind it."""
-    if form == "tokenized":
-        return row["input_ids"]
-    if is_conversational(row):
-        tools = row.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        kwargs = row.get("chat_template_kwargs") or {}
-        return _tokenize(tokenizer, conversation(row), tools=tools, **kwargs)["input_ids"]
-    text = row[text_field] if form == "text" else row["prompt"] + row["completion"]
-    return _tokenize(tokenizer, text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]
-
-
-def response_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each row, and tokens of each row's response."""
-    lengths, contexts = [], []
-    columns = dataset.select_columns(["input_ids", CONTEXT_LENGTH]).with_format("arrow")
-    for table in columns.iter(batch_size=10_000):
-        lengths.append(pc.list_value_length(table["input_ids"]).to_numpy())
-        contexts.append(table[CONTEXT_LENGTH].to_numpy())
-    lengths, contexts = np.concatenate(lengths), np.concatenate(contexts)
-    return lengths, np.maximum(lengths - contexts, 0)
-
-
-def report_cut_responses(lengths: np.ndarray, max_length: int | None) -> None:
-    """Warns of rows that truncation left without a token of their last response."""
-    cut = int((lengths == 0).sum())
-    if cut:
-        logger.warning(
-            f"{cut} of {len(lengths)} rows keep no token of their last response within `max_length={max_length}`: they are "
-            "trained on their gold labels and never rolled out."
-        )
-
-
-def conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The whole conversation of a conversational row, response included."""
-    return [*row["prompt"], *row["completion"]] if "prompt" in row else row["messages"]
-
-
-def conversation_prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict], row: dict[str, Any], chat_template: str | None
-) -> list[int]:
-    """Token ids of `messages` with the generation prompt, under the row's own template arguments."""
-    tools = row.get("tools")
-    return _tokenize(
-        tokenizer,
-        messages,
-        add_generation_prompt=True,
-        chat_template=chat_template,
-        tools=json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
-    )["input_ids"]
-
-
-def split_turns(dataset: Dataset) -> Dataset:
-    """One prompt-completion row for every assistant turn of a conversation, instead of the last one alone."""
-
-    def explode(batch: dict[str, list]) -> dict[str, list]:
-        column = "messages" if "messages" in batch else "prompt"
-        prompts, completions = [], []
-        for i, messages in enumerate(batch[column]):
-            messages = [*messages, *(batch["completion"][i] if column == "prompt" else [])]
-            for k, message in enumerate(messages):
-                if message["role"] == "assistant" and k > 0:
-                    prompts.append(messages[:k])
-                    completions.append([message])
-        return {"prompt": prompts, "completion": completions}
-
-    return dataset.map(explode, batched=True, remove_columns=dataset.column_names, desc="Splitting the turns")
-
-
-def _last_labelled_stretch(labels: list[int]) -> int:
-    """Where the last run of labels begins; at least 1, since the first token has nothing to be predicted from."""
-    end = max((i for i, label in enumerate(labels) if label != -100), default=len(labels) - 1)
-    start = end
-    while start > 1 and labels[start - 1] != -100:
-        start -= 1
-    return max(start, 1)
 
 
 def _last_text(response: Any) -> str:

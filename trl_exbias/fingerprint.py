@@ -63,6 +63,9 @@ def rows_fingerprint(dataset: Dataset, columns: tuple[str, ...] = ("input_ids", 
     for batch in dataset.select_columns([*columns]).with_format("numpy").iter(batch_size=1000):
         for column in columns:
             for row in batch[column]:
+                if row is None:
+                    digest.update(b"null")
+                    continue
                 digest.update(len(row).to_bytes(8, "little"))
                 digest.update(row.astype("int64").tobytes())
     return digest.hexdigest()

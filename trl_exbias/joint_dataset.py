@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .branches import GOLD, ROW, Branch, concatenate
-from .data import CONTEXT_LENGTH
+from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, Branch, concatenate
 from .soft_labels import SoftLabelCache, soft_label_key
 
 
-_GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH]
+_GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH, PROMPT]
 _BRANCH_COLUMNS = ["kind", "input_ids", "labels", "weight", "score"]
 
 
@@ -22,7 +21,7 @@ class JointDataset(torch.utils.data.Dataset):
 
     Args:
         gold (`datasets.Dataset`):
-            The prepared training data (`input_ids`, `labels`, `context_length`).
+            The prepared training data (`input_ids`, `labels`, `context_length`; the prompts of rollouts where they differ).
         rollouts (`list[datasets.Dataset]`):
             Branches of one or more iterations, as [`~trl_exbias.rollouts.store.RolloutStore.read`] returns them.
         rows (`list[int]`, *optional*):
@@ -39,7 +38,7 @@ class JointDataset(torch.utils.data.Dataset):
         rows: list[int] | None = None,
         soft_labels: SoftLabelCache | None = None,
     ):
-        self.gold = gold.select_columns(_GOLD_COLUMNS)
+        self.gold = gold.select_columns([name for name in _GOLD_COLUMNS if name in gold.column_names])
         self.rows = list(range(len(gold))) if rows is None else rows
         self.rollouts = [part.select_columns(_BRANCH_COLUMNS) for part in rollouts]
         self.soft_labels = soft_labels
@@ -66,12 +65,13 @@ class JointDataset(torch.utils.data.Dataset):
 
 
 def labelled(row: dict[str, Any]) -> Iterator[tuple[list[int], Branch]]:
-    """The context and each branch of a joint row, gold first, that has a label at all."""
-    split = row[CONTEXT_LENGTH]
+    """Each branch of a joint row that has a label at all, gold first, with the context that it stands after."""
+    split, prompt = row[CONTEXT_LENGTH], row.get(PROMPT)
+    context = row["input_ids"][:split]
     gold = Branch(GOLD, row["input_ids"][split:], row["labels"][split:])
     for branch in (gold, *(Branch(**fields) for fields in row["branches"])):
         if any(label != -100 for label in branch.labels):
-            yield row["input_ids"][:split], branch
+            yield context if prompt is None or branch.kind == GOLD else prompt, branch
 
 
 def _places_by_example(rollouts: Dataset) -> dict[int, list[int]]:

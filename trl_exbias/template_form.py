@@ -102,7 +102,8 @@ def _adapted(message: Message, form: TemplateForm) -> Message:
     if calls:
         message["tool_calls"] = [_with_arguments(call, form) for call in calls]
     if calls and not content:
-        given = content if isinstance(content, str) or "content" in message else _ABSENT
+        # Null, or not there at all: Arrow knows no difference.
+        given = content if isinstance(content, str) else None
         if given not in form.beside_calls:
             given = form.beside_calls[0] if form.beside_calls else ""
         message.pop("content", None)

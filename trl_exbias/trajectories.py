@@ -3,9 +3,9 @@
 import logging
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
-from .data import CONTEXT_LENGTH
+from .branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS
 
 
 logger = logging.getLogger(__name__)
@@ -63,23 +63,54 @@ def cut_responses(rows: Dataset, rollout_length: int, stride: int) -> Dataset:
     `rollout_length` tokens, one trajectory every `stride` tokens; the last horizon ends with the response.
 
     Args:
-        rows (`datasets.Dataset`): `input_ids`, `labels`, `context_length` (where the response begins).
+        rows (`datasets.Dataset`): As [`~trl_exbias.prompts.mark_responses`] makes them.
 
     Returns:
         `datasets.Dataset`: As [`cut_documents`].
     """
 
+    prompts = [name for name in OWN_COLUMNS[1:] if name in rows.column_names]
+
     def cut(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        out: dict[str, list] = {name: [] for name in ("input_ids", "labels", CONTEXT_LENGTH, DOCUMENT)}
+        out: dict[str, list] = {name: [] for name in ("input_ids", "labels", CONTEXT_LENGTH, DOCUMENT, *prompts)}
         for i, row in enumerate(indices):
             ids, labels, begin = batch["input_ids"][i], batch["labels"][i], batch[CONTEXT_LENGTH][i]
             for start in range(begin, len(ids), stride):
                 stop = min(start + rollout_length, len(ids))
                 if any(label != -100 for label in labels[start:stop]):
                     _append(out, ids[:stop], start, row, labels[start:stop])
+                    own = {name: batch[name][i] for name in prompts}
+                    for name, value in _prompt_at(own, len(ids) - start, stop - start).items():
+                        out[name].append(value)
         return out
 
-    return rows.map(cut, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Cutting trajectories")
+    features = {name: rows.features[name] for name in ("input_ids", "labels", CONTEXT_LENGTH, *prompts)}
+    features = Features({**features, DOCUMENT: Value("int64")})
+    return rows.map(
+        cut,
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=features,
+        desc="Cutting trajectories",
+    )
+
+
+def _prompt_at(own: dict[str, list[int] | None], left: int, horizon: int) -> dict[str, list[int] | None]:
+    """
+    A row's prompt and reference for a trajectory that begins where `left` of the response's tokens are to come: the prompt
+    goes on with what of the reference lies before.
+    """
+    if own.get(PROMPT) is None:
+        return own
+    # Counted from the end: both have the same last tokens, not the same first ones.
+    start = max(0, len(own[REFERENCE]) - left)
+    rest = slice(start, start + horizon)
+    return {
+        PROMPT: [*own[PROMPT], *own[REFERENCE][:start]],
+        REFERENCE: own[REFERENCE][rest],
+        REFERENCE_LABELS: own[REFERENCE_LABELS][rest],
+    }
 
 
 def starts(num_tokens: int, length: int, stride: int) -> range:

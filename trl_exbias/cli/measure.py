@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt_template", help="jinja over the columns; with --completion_template for prompt-completion data")
     add("--completion_template", help="jinja over the columns")
     add("--as_conversation", action="store_true", help="render prompts with the chat template")
+    add("--chat_template_kwargs", default="", help="arguments of the chat template for all rows, as JSON")
     add("--context_length", type=int, default=128, help="H, tokens of true context of plain text (default: 128)")
     add("--horizon", type=int, default=10, help="T, steps of free running (default: 10)")
     add("--num_samples", type=int, default=4, help="free runs from each start (default: 4)")
@@ -123,12 +124,14 @@ def _named(model: str) -> tuple[str, str]:
 
 
 def _rows(args: argparse.Namespace):
+    from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
+    from ..evaluation.tasks import last_turns
     from .data_arguments import DataArguments
     from .datasets import load_rows, render
 
     split = "train" if Path(args.data).is_file() and args.split == "test" else args.split
     dataset = load_rows(args.data, args.data_config, split, whole_documents=True)
-    return render(
+    rendered = render(
         dataset,
         DataArguments(
             prompt_template=args.prompt_template,
@@ -136,20 +139,21 @@ def _rows(args: argparse.Namespace):
             as_conversation=args.as_conversation,
         ),
     )
+    rows = normalised(rendered, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
+    return last_turns(rows) if message_columns(rows) == ["messages"] else rows
 
 
 def _cut(rows, tokenizer, args: argparse.Namespace):
     """Contexts, horizons, and (of plain text) the documents with the stride that spreads the starts over them."""
-    from ..evaluation.cuts import cut_documents, response_ids
-    from ..evaluation.tasks import encode
+    from ..evaluation.cuts import cut_documents
+    from ..evaluation.tasks import prompt_and_response
 
     if "prompt" in rows.column_names and "completion" in rows.column_names:
         contexts, horizons = [], []
         for row in rows.select(range(min(len(rows), args.max_starts))):
-            contexts.append(encode(tokenizer, row["prompt"]))
-            is_text = isinstance(row["prompt"], str)
-            completion = row["completion"] if is_text else row["completion"][-1]["content"]
-            horizons.append(response_ids(tokenizer, completion)[: args.horizon])
+            prompt, response = prompt_and_response(row, tokenizer)
+            contexts.append(prompt)
+            horizons.append(response[: args.horizon])
         return contexts, horizons, None, 1
     if args.text_field not in rows.column_names:
         raise ValueError(

@@ -6,8 +6,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..data import conversation_prompt_ids
 from ..evaluation.responses import ResponseCrossEntropy, response_cross_entropy
+from ..evaluation.tasks import prompt_and_response
 from ..rollouts import SamplingOptions, TransformersEngine
 from ..stop_tokens import stop_token_ids
 from .word_problems import is_correct
@@ -23,11 +23,7 @@ class Measurement:
 
 def measure(model: nn.Module, tokenizer: PreTrainedTokenizerBase, problems: Dataset, seed: int) -> Measurement:
     """Measures a model on word problems; `seed` draws its free-running responses."""
-    prompts = [conversation_prompt_ids(tokenizer, row["prompt"], {}, None) for row in problems]
-    gold = [
-        tokenizer(row["completion"][0]["content"] + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-        for row in problems
-    ]
+    prompts, gold = zip(*(prompt_and_response(row, tokenizer) for row in problems), strict=True)
     greedy = SamplingOptions(
         temperature=0, max_new_tokens=64, stop_token_ids=stop_token_ids(tokenizer, model.generation_config, None)
     )

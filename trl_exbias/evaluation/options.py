@@ -39,6 +39,9 @@ class EvaluationOptions:
     as_conversation: bool | None = _option(
         None, "render prompts with the chat template (default: as the suite has it; of messages always)"
     )
+    chat_template_kwargs: str | None = _option(
+        None, "arguments of the chat template for all rows, as JSON; a row's own, in a column of this name, win"
+    )
     text_field: str = _option("text", "column of plain text")
     context_length: int = _option(128, "H, tokens of true context of plain text")
     num_examples: int | None = _option(None, "prompts, spread evenly over the data (default: all; of plain text 256)")
@@ -114,6 +117,10 @@ class EvaluationOptions:
                 raise ValueError("it is no JSON object")
         except ValueError as error:
             problems.append(f"`judge_extra_body` cannot be read: {error}.")
+        try:
+            self.template_kwargs  # noqa: B018 - read here, where what is wrong is said
+        except ValueError as error:
+            problems.append(str(error))
         judged = [suite for suite in self.suites if suite in JUDGED]
         missing = [f"--{name}" for name in ("judge_url", "judge_model") if getattr(self, name) is None]
         if judged and missing:
@@ -123,6 +130,13 @@ class EvaluationOptions:
             )
         if problems:
             raise ValueError("\n".join(problems))
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """`chat_template_kwargs`, read."""
+        from ..conversations import TEMPLATE_KWARGS, template_kwargs_of
+
+        return template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
 
     @property
     def generations_folder(self) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cuts import Cuts, cut_documents
+from .cuts import Cuts, cut_documents, response_ids
 from .options import EvaluationOptions
 
 
@@ -32,6 +32,7 @@ class Item:
         prompt (`str`): The same as a reader sees it: without the chat template's tokens.
         references (`list[str]`): What a person wrote in answer; empty where the data have none.
         row (`dict`): The row's columns.
+        response (`list[int]`): Token ids of the first reference, as it comes after the prompt, up to what ends it.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Item:
     prompt: str
     references: list[str]
     row: dict[str, Any] = field(default_factory=dict)
+    response: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
 
     from ..cli.data_arguments import DataArguments
     from ..cli.datasets import load_rows, render
+    from ..conversations import normalised
 
     given = options.data_of(suite.name)
     if given is None and suite.data is None:
@@ -91,6 +94,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
             raw = load_rows(name, config, split, whole_documents=True)
     except (ValueError, OSError) as error:  # `datasets` raises a handful of kinds of each
         raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error}") from error
+    raw = normalised(raw, options.template_kwargs)
     templates = _templates(suite, options, raw.column_names)
     if not any(templates.values()):
         dataset = _known_form(suite, options, raw)
@@ -108,6 +112,8 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
         numbers = spread(len(raw), options.num_examples)
         dataset, raw = dataset.select(numbers), raw.select(numbers)
     settings = {"data": name, "data_config": config, "split": split, **templates, "rows": _identity(dataset)}
+    if options.template_kwargs:
+        settings["chat_template_kwargs"] = options.template_kwargs
     return Rows(dataset, raw, numbers, settings)
 
 
@@ -116,12 +122,43 @@ def items(rows: Rows, suite: "Suite", options: EvaluationOptions, tokenizer: "Pr
     made = []
     conversation = is_conversation(suite, options, tokenizer)
     for number, row, raw in zip(rows.numbers, rows.dataset, rows.raw, strict=True):
-        prompt = row["prompt"]
-        if isinstance(prompt, str) and conversation:
-            prompt = [{"role": "user", "content": prompt}]
-        references = _references(row, raw, options)
-        made.append(Item(str(number), encode(tokenizer, prompt), readable(prompt), references, raw))
+        if isinstance(row["prompt"], str) and conversation:
+            row = as_conversation(row, options.template_kwargs)
+        answer = _answer(row, tokenizer)
+        references = answer if options.references_column is None else raw[options.references_column]
+        ids, response = prompt_and_response(row, tokenizer)
+        if options.references_column is not None or not response:
+            response = response_ids(tokenizer, str(references[0])) if references else []
+        shown = readable(row["prompt"])
+        made.append(Item(str(number), ids, shown, [str(text) for text in references], raw, response))
     return made
+
+
+def as_conversation(row: dict[str, Any], template_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A row of plain texts as a user turn and an assistant turn."""
+    from ..conversations import TEMPLATE_KWARGS
+
+    turns = {"prompt": [{"role": "user", "content": row["prompt"]}]}
+    if isinstance(row.get("completion"), str):
+        turns["completion"] = [{"role": "assistant", "content": row["completion"]}]
+    return {**row, **turns, TEMPLATE_KWARGS: template_kwargs}
+
+
+def prompt_and_response(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """
+    A row's prompt as training has it, and the tokens of its answer after it, up to what ends it; none without an answer.
+    """
+    from ..prompts import conversation_prompt_ids, prompt_ids, response_after_prompt
+    from ..stop_tokens import turn_end
+
+    if row.get("completion"):
+        ids, response = response_after_prompt(row, "prompt-completion", tokenizer)
+        stops = {tokenizer.eos_token_id, *turn_end(tokenizer).ends}
+        end = next((place for place, token in enumerate(response, start=1) if token in stops), len(response))
+        return ids, response[:end]
+    if isinstance(row["prompt"], str):
+        return prompt_ids(row, tokenizer), []
+    return conversation_prompt_ids(tokenizer, row["prompt"], row), []
 
 
 def is_conversation(suite: "Suite", options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -138,22 +175,19 @@ def is_conversation(suite: "Suite", options: EvaluationOptions, tokenizer: "PreT
     return suite.as_conversation and tokenizer.chat_template is not None
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str | list[dict[str, str]]) -> list[int]:
-    """Token ids of a prompt: text as it is, messages through the chat template with the generation prompt."""
-    from ..data import conversation_prompt_ids
+def readable(prompt: str | list[dict[str, Any]]) -> str:
+    """A prompt for a judge: a single turn's text, or the turns with their roles; calls of tools as JSON."""
+    from ..template_form import text_of
 
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return conversation_prompt_ids(tokenizer, prompt, {}, None)
-
-
-def readable(prompt: str | list[dict[str, str]]) -> str:
-    """A prompt for a judge: a single turn's text, or the turns with their roles."""
     if isinstance(prompt, str):
         return prompt
+    texts = []
+    for message in prompt:
+        calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+        texts.append("\n".join(filter(None, (text_of(message.get("content")), *calls))))
     if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        return texts[0]
+    return "\n\n".join(f"{message['role']}: {text}" for message, text in zip(prompt, texts, strict=True))
 
 
 def spread(length: int, wanted: int | None) -> list[int]:
@@ -180,9 +214,7 @@ def _known_form(suite: "Suite", options: EvaluationOptions, raw: "Dataset") -> "
     if "prompt" in columns:
         return raw
     if "messages" in columns:
-        return raw.map(
-            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns=columns
-        )
+        return last_turns(raw)
     if options.text_field in columns and suite.takes_text:
         return raw.select_columns([options.text_field]).rename_columns(
             {} if options.text_field == "text" else {options.text_field: "text"}
@@ -191,6 +223,25 @@ def _known_form(suite: "Suite", options: EvaluationOptions, raw: "Dataset") -> "
     raise ValueError(
         f"The data of `{suite.name}` have no {kinds} (columns: {', '.join(columns)}). Give --prompt_template and "
         "--completion_template" + (", or name a column of plain text with --text_field." if suite.takes_text else ".")
+    )
+
+
+def last_turns(dataset: "Dataset") -> "Dataset":
+    """Conversations as prompts and completions: the last turn, if it is an answer, is the completion. Other columns stay."""
+    from datasets import Features
+
+    features = {name: feature for name, feature in dataset.features.items() if name != "messages"}
+    features |= dict.fromkeys(("prompt", "completion"), dataset.features["messages"])
+
+    def split(row: dict[str, Any]) -> dict[str, list]:
+        messages = row["messages"]
+        end = len(messages) - (messages[-1]["role"] == "assistant")
+        return {"prompt": messages[:end], "completion": messages[end:]}
+
+    return dataset.map(
+        split,
+        remove_columns=["messages"],
+        features=Features(features),
     )
 
 
@@ -203,19 +254,20 @@ def _has_references(dataset: "Dataset", raw: "Dataset", options: EvaluationOptio
     return options.references_column is not None or "completion" in dataset.column_names
 
 
-def _references(row: dict[str, Any], raw: dict[str, Any], options: EvaluationOptions) -> list[str]:
-    if options.references_column is not None:
-        return [str(reference) for reference in raw[options.references_column]]
+def _answer(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    from ..answers import row_answer
+
     completion = row.get("completion")
-    if completion is None:
+    if not completion:
         return []
-    return [completion if isinstance(completion, str) else completion[-1]["content"]]
+    return [completion if isinstance(completion, str) else row_answer(row, tokenizer)]
 
 
 def _identity(dataset: "Dataset") -> str:
     """Of the rows asked for: figures over other rows must not be compared."""
     digest = hashlib.blake2b(digest_size=8)
-    columns = [name for name in ("prompt", "completion", "text") if name in dataset.column_names]
+    known = ("prompt", "completion", "text", "tools", "chat_template_kwargs")
+    columns = [name for name in known if name in dataset.column_names]
     for row in dataset.select_columns(columns):
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()

@@ -7,14 +7,13 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
 from ..correction import CorrectionTemplate
 from ..data import (
     check_tokenizer,
     check_train_dataset,
-    conversation,
-    conversation_prompt_ids,
-    token_ids,
 )
+from ..prompts import response_after_prompt
 from ..stop_tokens import stop_token_ids
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..trainers.run_directory import check_output_dir
@@ -117,11 +116,12 @@ def check_rows_and_tokenizer(
     before = len(findings.errors)
     with findings.collect("tokenizer"):
         check_tokenizer(tokenizer, args, rows, form)
+        rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
         stops = stop_token_ids(tokenizer, config, None)
         row = rows[0]
         if form in ("messages", "prompt-completion") and not isinstance(row.get("prompt", []), str):
             try:
-                _check_rendering(findings, row, form, tokenizer, stops, args)
+                _check_rendering(findings, row, form, tokenizer, stops)
             except TemplateError as error:
                 findings.error("tokenizer", f"the chat template does not take the data's conversations: {error}")
         if config is not None:
@@ -135,13 +135,9 @@ def check_rows_and_tokenizer(
     return len(findings.errors) == before
 
 
-def _check_rendering(findings, row, form, tokenizer, stops, args) -> None:
-    from trl import maybe_convert_to_chatml
-
-    row = maybe_convert_to_chatml(row)
-    whole = token_ids(row, form, tokenizer, args.dataset_text_field)
-    prompt = conversation_prompt_ids(tokenizer, conversation(row)[:-1], row, None)
-    if not set(whole[len(prompt) :]) & set(stops):
+def _check_rendering(findings, row, form, tokenizer, stops) -> None:
+    _, response = response_after_prompt(row, form, tokenizer)
+    if not set(response) & set(stops):
         findings.warn(
             "tokenizer",
             "the chat template ends an assistant turn with none of the tokens that end a response "
@@ -178,18 +174,16 @@ def check_lengths(findings: Findings, lengths: Lengths, args: Any, form: str, co
         )
 
 
-def check_correction(findings: Findings, rows: Dataset, form: str, args: Any) -> None:
+def check_correction(findings: Findings, rows: Dataset, args: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """RAC: the template can show the first rows' reference answers."""
-    from trl import maybe_convert_to_chatml
-
     with findings.collect("data"):
         template = CorrectionTemplate(args.correction_template)
-        for row in map(maybe_convert_to_chatml, rows):
-            if form == "prompt-completion" and isinstance(row["prompt"], str):
+        rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
+        if not message_columns(rows):
+            for row in rows:
                 template.render_text(row["prompt"], row["completion"])
-            else:
-                *messages, answer = conversation(row)
-                template.render_messages(messages, answer["content"])
+        elif tokenizer is not None and tokenizer.chat_template is not None:
+            template.check(rows, tokenizer)
 
 
 def check_teacher(

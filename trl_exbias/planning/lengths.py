@@ -6,10 +6,11 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import maybe_convert_to_chatml
 
+from ..branches import CONTEXT_LENGTH, PROMPT, REFERENCE
+from ..conversations import TEMPLATE_KWARGS, normalised, split_turns, template_kwargs_of
 from ..correction import CorrectionTemplate
-from ..data import context_length, split_turns, token_ids
+from ..prompts import place_response, token_ids
 from ..trajectories import starts
 
 
@@ -57,16 +58,20 @@ def measure(
         form (`str`): Of [`~trl_exbias.data.dataset_form`].
         cuts_trajectories (`bool`): Whether the method trains on trajectories instead of whole responses.
     """
+    rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
     if args.rollout_turns == "all" and form in ("messages", "prompt-completion"):
         rows, form = split_turns(rows), "prompt-completion"
     whole, corrections = [], []
     template = CorrectionTemplate(args.correction_template) if hasattr(args, "correction_template") else None
-    for row in map(maybe_convert_to_chatml, rows):
+    for row in rows:
         if form == "tokenized" and "labels" not in row:
             row = {**row, "labels": row["input_ids"]}
         ids = token_ids(row, form, tokenizer, args.dataset_text_field)
-        split = context_length({**row, "input_ids": ids}, form, tokenizer)
-        whole.append((split, len(ids) - split))
+        place = place_response({"labels": ids, **row, "input_ids": ids}, form, tokenizer)
+        if place.get(PROMPT) is not None:
+            whole.append((len(place[PROMPT]), len(place[REFERENCE])))
+        else:
+            whole.append((place[CONTEXT_LENGTH], len(ids) - place[CONTEXT_LENGTH]))
         if template is not None:
             corrections.append(len(template.context_ids(row, tokenizer)))
     if cuts_trajectories and (form == "text" or (form == "tokenized" and "labels" not in rows.column_names)):

@@ -103,7 +103,7 @@ def _lengths(
     if form is None:
         return None
     if method == "rac":
-        checks.check_correction(findings, rows.rows, form, args)
+        checks.check_correction(findings, rows.rows, args, tokenizer)
     if tokenizer is None or not checks.check_rows_and_tokenizer(findings, rows.rows, form, tokenizer, config, args):
         return None
     lengths = measure(rows.rows, rows.num_read, form, tokenizer, args, method == "dad-dagger")

@@ -163,8 +163,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             tokens = tokens[: len(example.response_ids)]
             changed = sum(token != true for token, true in zip(tokens, example.response_ids, strict=True))
             self.rollout_stats.add("dad/changed_rate", changed, len(tokens))
-            # At the first position the context is the data's still: the gold branch has that label already.
-            branches.append([Branch("rollout", tokens, [-100, *example.response_labels[1:]])])
+            labels = [*example.response_labels]
+            if example.trained is None:
+                # At the first position the context is the data's still: the gold branch has that label already.
+                labels[:1] = [-100]
+            branches.append([Branch("rollout", tokens, labels)])
         return branches
 
     def loss_terms(self) -> list[LossTerm]:

@@ -20,25 +20,19 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, TrainingArgumen
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..branches import ROW, Branch
-from ..data import (
-    CONTEXT_LENGTH,
-    Example,
-    check_prepared,
-    check_tokenizer,
-    check_train_dataset,
-    mark_responses,
-    report_cut_responses,
-    response_lengths,
-    split_turns,
-)
+from ..branches import OWN_COLUMNS, PROMPT, ROW, Branch
+from ..conversations import message_columns, normalised, split_turns
+from ..data import Example, check_prepared, check_tokenizer, check_train_dataset
 from ..fingerprint import rows_fingerprint
 from ..joint_dataset import JointDataset
 from ..modeling import base_causal_lm
+from ..pinned_date import pinned
+from ..prompts import mark_responses, report_cut_responses, response_lengths
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
 from ..rollouts.lockstep import lockstep
 from ..rollouts.vllm import check_vllm
 from ..stop_tokens import stop_token_ids, turn_end, unfinished_test
+from ..template_form import adapted, form_of
 from .checkpoints import checkpoint_to_resume, save_whole, whole_problem
 from .finite import check_weights
 from .iteration_best import IterationBest
@@ -49,7 +43,7 @@ from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
 from .preemption import Preemption
 from .processes import Processes
 from .rollout_phase import RolloutPhase, RolloutStats
-from .run_directory import RunRecorder, check_output_dir
+from .run_directory import RunRecorder, check_output_dir, run_moment
 from .schedule import restarting_schedule
 from .unsupported import reject_unsupported
 from .vllm_phase import vllm_engine
@@ -125,6 +119,10 @@ class IterativeSFTTrainer(JointSFTTrainer):
                 f"form {form} (columns: {', '.join(train_dataset.column_names)})."
             )
         self._dataset_form = form
+        #: When the run began: what its chat template prints, also where it is resumed on another day.
+        self.rendered_on = run_moment(args.output_dir, args.overwrite_output_dir)
+        #: The tokenizer's own template at that moment: what inference renders with.
+        self.inference_template: str | None = None
         if processing_class is None and isinstance(model, str):
             # Loaded ahead of the weights, so that a tokenizer that cannot do the job is found before they are.
             processing_class = AutoProcessor.from_pretrained(
@@ -140,12 +138,17 @@ class IterativeSFTTrainer(JointSFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, None)
-        self.is_unfinished = unfinished_test(self._tokenizer, turn_end(self._tokenizer))
+        kwargs = args.chat_template_kwargs or {}
+        self.stop_token_ids = stop_token_ids(
+            self._tokenizer, self.model.generation_config, self.inference_template, **kwargs
+        )
+        self.is_unfinished = unfinished_test(
+            self._tokenizer, turn_end(self._tokenizer, self.inference_template, **kwargs)
+        )
         reject_unsupported(self)
         self._set_up_branches()
         self.rollout_stats = RolloutStats()
-        self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset)
+        self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset, args.max_length)
         self.train_dataset = self.train_dataset.add_column(ROW, np.arange(len(self.train_dataset)))
         report_cut_responses(self.response_lengths, args.max_length)
         self.plan: RunPlan | None = None
@@ -215,6 +218,8 @@ class IterativeSFTTrainer(JointSFTTrainer):
     # Data
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if formatting_func is None:
+            dataset = self._normalised(dataset, processing_class, args)
         if dataset_name != "train":
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         form = self._dataset_form
@@ -222,11 +227,32 @@ class IterativeSFTTrainer(JointSFTTrainer):
             dataset, self.completion_only_loss = split_turns(dataset), True
         prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         check_prepared(dataset, prepared, args.max_length)
-        return mark_responses(prepared, form, processing_class, self.chat_template, args.dataset_num_proc)
+        return mark_responses(
+            prepared, form, processing_class, self.inference_template, args.dataset_num_proc, self.chat_template
+        )
+
+    def _normalised(self, dataset, processing_class, args) -> Dataset:
+        """Conversations as the chat template takes them, and that template at the moment when the run began."""
+        if not isinstance(dataset, Dataset):
+            return dataset
+        own = processing_class.chat_template
+        # Named templates, of which transformers chooses one by the tools, are not pinned.
+        self.inference_template = pinned(own, self.rendered_on) if isinstance(own, str) else None
+        if self.chat_template is not None:  # TRL's own, with marks of what the assistant says
+            self.chat_template = pinned(self.chat_template, self.rendered_on)
+        elif self.inference_template not in (None, own):
+            self.chat_template = self.inference_template
+
+        def adapt(messages):
+            return adapted(messages, form_of(processing_class, self.chat_template))
+
+        if args.chat_template_kwargs and (not message_columns(dataset) or "input_ids" in dataset.column_names):
+            logger.warning("`chat_template_kwargs` has no effect: the data are no conversations.")
+        return normalised(dataset, args.chat_template_kwargs, adapt, args.dataset_num_proc)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for column in (CONTEXT_LENGTH, ROW, "branches", "soft_labels"):
+        for column in (*OWN_COLUMNS, ROW, "branches", "soft_labels"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
@@ -296,7 +322,8 @@ class IterativeSFTTrainer(JointSFTTrainer):
         if self.processes.writes_files:
             check_output_dir(self.args.output_dir, bool(resume_from_checkpoint), self.args.overwrite_output_dir)
         self.processes.wait()
-        self.data_fingerprint = rows_fingerprint(self.train_dataset)
+        own = [PROMPT] if PROMPT in self.train_dataset.column_names else []
+        self.data_fingerprint = rows_fingerprint(self.train_dataset, ("input_ids", "labels", *own))
         resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         config = base_causal_lm(self.model).config
         recorder = RunRecorder(
@@ -306,6 +333,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
                 "model_revision": getattr(config, "_commit_hash", None),
                 "data": self.data_fingerprint,
                 "rows": len(self.train_dataset),
+                "rendered_on": self.rendered_on.isoformat(),
             }
         )
         self.preemption = Preemption(self)

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from ..conversations import TEMPLATE_KWARGS, template_kwargs_of
 from ..rollouts.vllm_verbs import MIX_STRATEGIES
 
 
@@ -103,6 +104,13 @@ class IterativeSFTConfig(SFTConfig):
             "choices": list(TURNS),
         },
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template for all rows, e.g. '{\"enable_thinking\": false}'; a row's own, in a column "
+            "of this name, win."
+        },
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the rollouts; 0 is greedy."})
     top_p: float = field(
         default=1.0, metadata={"help": "Nucleus of the rollouts' sampling; 1 is the whole distribution."}
@@ -137,7 +145,7 @@ class IterativeSFTConfig(SFTConfig):
         default=False, metadata={"help": "Remove the run that `output_dir` holds instead of refusing to start."}
     )
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "vllm_init_kwargs"]
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "vllm_init_kwargs", "chat_template_kwargs"]
 
     def __post_init__(self):
         # First of all: TRL's own checks come with a hardware check that would hide these mistakes.
@@ -202,6 +210,10 @@ class IterativeSFTConfig(SFTConfig):
                 f"`epochs_per_iteration` must be one positive number for each of the {self.num_iterations} iterations, "
                 f"got {epochs!r}."
             )
+        try:
+            template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
+        except ValueError as error:
+            found.append(str(error))
         for name, reason in (
             ("packing", "a packed row mixes several contexts; branches share one context already"),
             ("padding_free", "it flattens a batch into one row, which branches cannot share"),

@@ -88,6 +88,7 @@ class RACTrainer(IterativeSFTTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._template = CorrectionTemplate(self.args.correction_template)
+        self._template.check(self.train_dataset, self.processing_class, self.inference_template)
         self._max_positions = getattr(
             base_causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None
         )
@@ -96,7 +97,7 @@ class RACTrainer(IterativeSFTTrainer):
         self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
     ) -> list[list[Branch]]:
         responses = engine.sample([e.context_ids for e in examples], options, [e.id for e in examples])
-        contexts = [self._template.context_ids(e.row, self._tokenizer, self.chat_template) for e in examples]
+        contexts = [self._template.context_ids(e.row, self.processing_class, self.inference_template) for e in examples]
         # A row whose correction context does not fit the model is not labelled: it trains on gold alone.
         fits = [self._fits(context, response) for context, response in zip(contexts, responses, strict=True)]
         labelled = iter(
@@ -116,7 +117,7 @@ class RACTrainer(IterativeSFTTrainer):
         self.rollout_stats.add("rac/correction_rate", sum(label != -100 for label in labels), len(labels))
         room = len(response)
         if self.args.max_length is not None:
-            room = min(room, self.args.max_length - len(example.context_ids))
+            room = min(room, max(0, self.args.max_length - len(example.context_ids)))
         return [Branch("own", response[:room], labels[:room])]
 
     def _fits(self, context: list[int], response: list[int]) -> bool:

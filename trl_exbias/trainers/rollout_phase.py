@@ -167,7 +167,7 @@ class RolloutPhase:
             for index, rows in shards:
                 if trainer.preemption.asked:
                     break
-                examples = [Example.from_row(row, data[row]) for row in rows]
+                examples = [Example.from_row(row, data[row], trainer.args.max_length) for row in rows]
                 trainer.rollout_stats.clear()
                 branches = trainer.build_branches(examples, engine, options)
                 if len(branches) != len(examples):

@@ -7,11 +7,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import fields
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..rollouts.store import write_atomically
@@ -66,6 +69,17 @@ def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def run_moment(output_dir: str, overwrite: bool) -> datetime:
+    """When the run in a folder began, as its `run.json` says; now where there is none, or where it is written over."""
+    moment = datetime.now().replace(microsecond=0)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if not overwrite:
+            moment = datetime.fromisoformat(json.loads(Path(output_dir, RUN_FILE).read_text())["rendered_on"])
+    # Processes that start on both sides of midnight render the same day.
+    seconds = torch.tensor([int(moment.timestamp())], device=PartialState().device)
+    return datetime.fromtimestamp(broadcast(seconds).item())
 
 
 def redact(value: Any, key: str = "") -> Any:

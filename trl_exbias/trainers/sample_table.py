@@ -4,7 +4,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_rich_available
 
-from ..data import CONTEXT_LENGTH
+from ..data import Example
 
 
 _PROMPT_TOKENS = 40  # the end of a long prompt is what the response answers
@@ -32,9 +32,8 @@ def print_rollouts(
     for heading in ("prompt (end)", "gold response", "branch", "labels where they differ from the branch"):
         table.add_column(heading, ratio=1, overflow="fold")
     for branch in rollouts.select(range(min(num_rows, len(rollouts)))):
-        row = gold[branch["example_id"]]
-        split = row[CONTEXT_LENGTH]
-        response = row["input_ids"][split:]
+        example = Example.from_row(branch["example_id"], gold[branch["example_id"]])
+        response = example.response_ids
         marked, labels = Text(), Text()
         for j, (token, label) in enumerate(zip(branch["input_ids"], branch["labels"], strict=True)):
             differs_from_gold = branch["kind"] == "mixed" and j < len(response) and token != response[j]
@@ -42,6 +41,6 @@ def print_rollouts(
             marked.append(decode([token]), style="bold magenta" if differs_from_gold or corrected else "")
             if corrected:
                 labels.append(f"{decode([token])!r} → {decode([label])!r}  ")
-        prompt = decode(row["input_ids"][max(0, split - _PROMPT_TOKENS) : split])
+        prompt = decode(example.context_ids[-_PROMPT_TOKENS:])
         table.add_row(Text(prompt), Text(decode(response)), marked, labels)
     Console().print(table)

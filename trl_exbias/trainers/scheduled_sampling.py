@@ -97,7 +97,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
     def _mix(self, batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         places = [batch[ROW].tolist() for batch in batches]
         examples = {
-            place: Example.from_row(place, self.train_dataset[place])
+            place: Example.from_row(place, self.train_dataset[place], self.args.max_length)
             for batch in places
             for place in batch
             if place in self._mixed_rows

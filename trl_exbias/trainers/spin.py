@@ -50,20 +50,20 @@ class SPINConfig(IterativeSFTConfig):
 @dataclass
 class PairCollator(BranchCollator):
     """
-    Adds to a batch of [`BranchCollator`] what makes pairs of it: `pair_of_row` (the example of each row),
-    `response_starts` (the position in each row from which on targets are the response's), and `reference_ratios`
-    (for each example; NaN where it has no own response, hence no pair).
+    Adds to a batch of [`BranchCollator`] what makes pairs of it: `pair_of_row` (the example of each row), `in_response`
+    (the positions whose targets are a response's), and `reference_ratios` (for each example; NaN where it has no own
+    response, hence no pair).
     """
+
+    def _padding(self):
+        return super()._padding() | {"in_response": False}
 
     def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
         batch = super().collate(examples)
         # One row for all branches of an example, or one for each.
         rows = [1 if "segment_ids" in batch else len(self._separate(example)) for example in examples]
-        contexts = torch.tensor([len(example.context_ids) for example in examples])
         own = [[branch.score for branch in example.branches if branch.kind != GOLD] for example in examples]
         batch["pair_of_row"] = torch.arange(len(examples)).repeat_interleave(torch.tensor(rows))
-        # The position of the last context token, whose target is the response's first.
-        batch["response_starts"] = (contexts - 1)[batch["pair_of_row"]]
         batch["reference_ratios"] = torch.tensor([(*scores, float("nan"))[0] for scores in own])
         return batch
 
@@ -122,15 +122,16 @@ class SPINTrainer(IterativeSFTTrainer):
     def build_branches(
         self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
     ) -> list[list[Branch]]:
-        contexts = [example.context_ids for example in examples]
-        own = engine.sample(contexts, options, [example.id for example in examples])
+        prompts = [example.context_ids for example in examples]
+        own = engine.sample(prompts, options, [example.id for example in examples])
         if self.args.max_length is not None:
-            own = [z[: self.args.max_length - len(x)] for x, z in zip(contexts, own, strict=True)]
-        of_gold = self._log_probs(contexts, [e.response_ids for e in examples], [e.response_labels for e in examples])
-        of_own = self._log_probs(contexts, own, own)
-        for example, tokens in zip(examples, own, strict=True):
-            read = 2 * len(example.context_ids) + len(example.response_ids) + len(tokens)
-            self.rollout_stats.add(LABEL_LENGTH, read, 1)
+            own = [z[: max(0, self.args.max_length - len(x))] for x, z in zip(prompts, own, strict=True)]
+        # Each response after its own context, as it will stand in training.
+        contexts, gold, gold_labels = zip(*(example.gold for example in examples), strict=True)
+        of_gold = self._log_probs(contexts, gold, gold_labels)
+        of_own = self._log_probs(prompts, own, own)
+        for parts in zip(contexts, gold, prompts, own, strict=True):
+            self.rollout_stats.add(LABEL_LENGTH, sum(map(len, parts)), 1)
         return [
             [Branch("own", tokens, tokens, score=gold - mine)]
             for tokens, gold, mine in zip(own, of_gold, of_own, strict=True)
@@ -154,12 +155,11 @@ class SPINTrainer(IterativeSFTTrainer):
 
     def score_branches(self, model, inputs, kinds, weights, counts):
         inputs = dict(inputs)
-        pairs, starts = inputs.pop("pair_of_row"), inputs.pop("response_starts")
+        pairs, in_response = inputs.pop("pair_of_row"), inputs.pop("in_response")
         reference = inputs.pop("reference_ratios")
         outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
         nll = -outputs.log_probs.float()
-        # Targets inside the context are the same in both: they are no part of either response.
-        in_response = torch.arange(kinds.size(1), device=kinds.device) >= starts.unsqueeze(1)
+        # Targets inside a context are no part of a response.
         signs = torch.where(kinds == self.kinds.index(GOLD), 1.0, -1.0) * (in_response & (kinds >= 0))
         ratios = torch.zeros(len(reference), device=nll.device).index_add(0, pairs, (-nll * signs).sum(1))
         is_pair = reference.isfinite()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ..bootstrap import bootstrap_interval
-from ..cuts import response_ids
 from ..figures import Figure
 from ..work import Work
 from .suite import Suite
@@ -23,7 +22,7 @@ def _figures(work: Work) -> dict[str, Figure]:
         sums, counts = nll, np.ones(len(nll))
     else:
         answers = [item.references[0] for item in work.items]
-        responses = [response_ids(tokenizer, answer) for answer in answers]
+        responses = [item.response for item in work.items]
         horizons, keys, texts = [response[: options.horizon] for response in responses], ids, answers
         sums, counts = _of_responses(model, contexts, responses)
     settings = {**work.settings(), "horizon": options.horizon, "num_samples": options.num_samples, "seed": options.seed}
