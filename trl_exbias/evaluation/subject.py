@@ -131,7 +131,7 @@ class Subject:
             config = GenerationConfig.from_pretrained(self._base_folder)
         except OSError:
             config = None
-        return stop_token_ids(self.tokenizer, config, None)
+        return stop_token_ids(self.tokenizer, config, None, **self.options.template_kwargs)
 
     @cached_property
     def model(self):

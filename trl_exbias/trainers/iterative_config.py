@@ -121,8 +121,8 @@ class IterativeSFTConfig(SFTConfig):
     max_degenerate_rate: float = field(
         default=0.95,
         metadata={
-            "help": "Share of a phase's sampled responses that may be empty, cut off at `max_new_tokens`, or one token over "
-            "and over, before the run stops; from 0.3 on it warns. 1 never stops."
+            "help": "Share of a phase's sampled responses that may be empty, end in the middle of a turn, be cut off at "
+            "`max_new_tokens`, or be one token over and over, before the run stops; from 0.3 on it warns. 1 never stops."
         },
     )
     restart_lr_schedule: bool = field(
