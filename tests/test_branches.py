@@ -172,7 +172,12 @@ def test_a_batch_of_rows_with_prompts_is_laid_out_as_they_say():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(examples(), min_size=1, max_size=3))
 def test_any_batch_has_the_same_losses_and_labels_in_both_layouts(batch):
-    lengths = [len(e.context_ids) + len(e.rest_of_context(b)[0]) + len(b.input_ids) for e in batch for b in e.branches]
+    lengths = [
+        len(e.context_ids) + len(e.rest_of_context(b)[0]) + len(b.input_ids)
+        for e in batch
+        for b in e.branches
+        if b.kind == GOLD or e.is_trained(b)
+    ]
     if max(lengths) < 2:
         return  # nothing is predicted: TRL drops such rows
     model = _property_model()

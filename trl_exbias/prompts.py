@@ -22,6 +22,7 @@ from trl.data_utils import _tokenize, common_prefix_length
 
 from .branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS
 from .conversations import conversation, message_of, template_kwargs_of, tools_of
+from .stop_tokens import silence_test, turn_end
 from .template_form import Message, adapted, form_of
 
 
@@ -97,10 +98,23 @@ def mark_responses(
     Args:
         chat_template (`str`, *optional*): What inference renders with. Default: the tokenizer's own.
         training_template (`str`, *optional*): What `input_ids` were rendered with. Default: the same.
+
+    Raises:
+        ValueError: for an answer of which the chat template renders nothing; names the row.
     """
 
-    def mark(row: dict[str, Any]) -> dict[str, Any]:
-        return place_response(row, form, tokenizer, chat_template, training_template)
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    says_nothing = silence_test(inner, turn_end(inner, chat_template))
+
+    def mark(row: dict[str, Any], index: int) -> dict[str, Any]:
+        found = place_response(row, form, tokenizer, chat_template, training_template)
+        response = found.get(REFERENCE) or row["input_ids"][found[CONTEXT_LENGTH] :]
+        if form not in _WITHOUT_PROMPT and says_nothing(response):
+            raise ValueError(
+                f"Row {index}: its answer is rendered as {inner.decode(response)!r}, which says nothing. Does the chat template "
+                "render calls of tools? Drop such rows, or set `chat_template_path` to a template that renders them."
+            )
+        return found
 
     features = {name: feature for name, feature in dataset.features.items() if name not in OWN_COLUMNS}
     features[CONTEXT_LENGTH] = Value("int64")
@@ -108,7 +122,9 @@ def mark_responses(
         features |= dict.fromkeys(OWN_COLUMNS[1:], List(Value("int64")))
     # A column of such a name would be taken for ours.
     dataset = dataset.remove_columns([name for name in OWN_COLUMNS if name in dataset.column_names])
-    marked = dataset.map(mark, features=Features(features), num_proc=num_proc, desc="Finding the responses")
+    marked = dataset.map(
+        mark, with_indices=True, features=Features(features), num_proc=num_proc, desc="Finding the responses"
+    )
     if form in _WITHOUT_PROMPT:
         return marked
     differing = np.flatnonzero(~_is_null(marked, PROMPT))

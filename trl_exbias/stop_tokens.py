@@ -110,6 +110,18 @@ def unfinished_test(tokenizer: PreTrainedTokenizerBase, end: TurnEnd) -> Callabl
     return is_unfinished
 
 
+def silence_test(tokenizer: PreTrainedTokenizerBase, end: TurnEnd) -> Callable[[Sequence[int]], bool]:
+    """A test of responses: whether one ends without having said anything but the template's own markers."""
+    ends = {*end.ends, tokenizer.eos_token_id}
+    markers = ends | end.closing | end.inside
+
+    def says_nothing(response: Sequence[int]) -> bool:
+        said = (token for token in response if token not in markers and not _is_blank(tokenizer, token))
+        return next(said, None) is None and not ends.isdisjoint(response)
+
+    return says_nothing
+
+
 def _is_blank(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
     return not tokenizer.decode([token]).strip()
 

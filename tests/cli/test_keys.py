@@ -30,6 +30,7 @@ def test_our_own_options_are_a_frozen_list():
 
     own = {field.name for field in fields(RACConfig)} - {field.name for field in fields(SFTConfig)}
     assert own == {
+        "chat_template_kwargs",
         "correction_template",
         "epochs_per_iteration",
         "iteration_patience",

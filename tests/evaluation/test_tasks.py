@@ -9,8 +9,9 @@ from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.cli.measure import _cut, _parser, _rows
 from trl_exbias.data import Example
 from trl_exbias.evaluation import EvaluationOptions
+from trl_exbias.evaluation.prompted import readable
 from trl_exbias.evaluation.suites import load_suite
-from trl_exbias.evaluation.tasks import items, load, readable
+from trl_exbias.evaluation.tasks import items, load
 
 from ..tiny import published_template, tiny_model, tokenizer_of
 from ..trainers.runs import config, trainer

@@ -125,7 +125,7 @@ def _named(model: str) -> tuple[str, str]:
 
 def _rows(args: argparse.Namespace):
     from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
-    from ..evaluation.tasks import last_turns
+    from ..evaluation.prompted import last_turns
     from .data_arguments import DataArguments
     from .datasets import load_rows, render
 
@@ -146,7 +146,7 @@ def _rows(args: argparse.Namespace):
 def _cut(rows, tokenizer, args: argparse.Namespace):
     """Contexts, horizons, and (of plain text) the documents with the stride that spreads the starts over them."""
     from ..evaluation.cuts import cut_documents
-    from ..evaluation.tasks import prompt_and_response
+    from ..evaluation.prompted import prompt_and_response
 
     if "prompt" in rows.column_names and "completion" in rows.column_names:
         contexts, horizons = [], []
