@@ -87,9 +87,9 @@ def _train(trainer_class: type, data_args: Any, args: Any, model_args: Any, mixt
     logging.getLogger("trl_exbias").setLevel(logging.INFO)
     if model_args.model_name_or_path is None:
         raise RecipeError("recipe", ["`model_name_or_path` is missing: a model id of the hub, or a folder."])
-    # Said again in `train()`, where other processes may have arrived; here, before the model and the data are loaded.
+    # Said again in `train()`; here, before the model and the data are loaded. An old run is removed there, by one process, when
+    # nothing is left that could go wrong.
     check_output_dir(args.output_dir, bool(args.resume_from_checkpoint), args.overwrite_output_dir)
-    args.overwrite_output_dir = False
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

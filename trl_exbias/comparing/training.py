@@ -172,7 +172,7 @@ def _refuse_second_trainer(folder: Path, attempts: list[dict[str, Any]]) -> None
 
 
 def _write_attempts(folder: Path, attempts: list[dict[str, Any]]) -> None:
-    from ..rollouts.store import write_atomically
+    from ..files import write_atomically
 
     write_atomically(folder / ATTEMPTS_FILE, json.dumps(attempts, indent=2).encode())
 

@@ -5,7 +5,6 @@ among them) and its number among the responses to that prompt. Suites that ask f
 killed goes on behind the last batch that it had written.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..files import flush, lock
 
 
 if TYPE_CHECKING:
@@ -77,19 +78,17 @@ class GenerationStore:
     def __enter__(self) -> "GenerationStore":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock(self._file):
             self._file.close()
             raise ValueError(
                 f"Another evaluation is writing to {self.path}. Wait for it, or give another `--generations` folder."
-            ) from error
+            )
         # Another process may have written since; and a line that was being written when one died has no end.
         self._whole_bytes = self._read()
         os.ftruncate(self._file.fileno(), self._whole_bytes)
         if not self._whole_bytes:
             self._write([self._header])
-            _sync_folder(self.path.parent)
+            flush(self.path.parent)
         return self
 
     def __exit__(self, *exc_info) -> None:
@@ -221,12 +220,3 @@ def prompt_digest(prompt_ids: Sequence[int]) -> str:
     """Identity of a prompt: 32 hexadecimal digits of its token ids."""
     content = b"".join(int(token).to_bytes(8, "little") for token in prompt_ids)
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    # The file's name lives in the folder.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

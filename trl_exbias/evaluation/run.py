@@ -63,7 +63,7 @@ def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, An
         ValueError: for data, models or options that cannot be used; says what to do.
         ImportError: if a suite needs a package that is not installed; names the extra.
     """
-    from ..rollouts.store import write_atomically
+    from ..files import write_atomically
 
     prepared = _prepare(models, options)
     judge = judge_client(options) if set(options.suites) & set(JUDGED) else None

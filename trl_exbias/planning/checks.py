@@ -34,7 +34,6 @@ def check_output(findings: Findings, args: Any) -> None:
         return
     resume = args.resume_from_checkpoint
     resumes = resume.lower() != "false" if isinstance(resume, str) else bool(resume)
-    # With `overwrite_output_dir` the function below would remove what stands there.
     if not args.overwrite_output_dir:
         with findings.collect("output"):
             check_output_dir(args.output_dir, resumes, overwrite=False)

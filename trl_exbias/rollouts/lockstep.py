@@ -6,7 +6,7 @@ processes agree on whose turn it is, and those with nothing to do run it on a si
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -17,15 +17,22 @@ from ..sharding import in_forward, is_sharded, reshard
 
 
 @contextlib.contextmanager
-def lockstep(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+def lockstep(
+    model: nn.Module, accelerator: Accelerator, sum_over_processes: Callable[[list[int]], list[int]]
+) -> Iterator[None]:
     """
     Within the block, forwards of the backbone and of the LM head may be as many as each process likes. Every process must
     enter and leave it. Does nothing where the model is whole on each process.
+
+    Args:
+        sum_over_processes (`Callable[[list[int]], list[int]]`):
+            Sums numbers elementwise over the processes, and waits for them as long as it takes: one may draw with vLLM for
+            hours before its first forward.
     """
     if accelerator.num_processes == 1 or not is_sharded(model):
         yield
         return
-    turns = _Turns(model, accelerator)
+    turns = _Turns(model, sum_over_processes)
     # All at once: FSDP2 gathers the root's weights in front of any module's, and for the whole block.
     in_forward(model, lambda: None)
     hooks = [
@@ -44,8 +51,8 @@ def lockstep(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
 
 
 class _Turns:
-    def __init__(self, model: nn.Module, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, model: nn.Module, sum_over_processes: Callable[[list[int]], list[int]]):
+        self.sum_over_processes = sum_over_processes
         self.device = model_device(model)
         head = LMHead(model).projection
         self.modules = (backbone(model), head)
@@ -68,10 +75,7 @@ class _Turns:
 
     def _agree(self, turn: int | None) -> int | None:
         """The first turn that any process asks for; `None` when all are done."""
-        asked = torch.zeros(len(self.modules), dtype=torch.int32, device=self.device)
-        if turn is not None:
-            asked[turn] = 1
-        asked = self.accelerator.reduce(asked, reduction="sum").tolist()
+        asked = self.sum_over_processes([int(i == turn) for i in range(len(self.modules))])
         return next((i for i, count in enumerate(asked) if count), None)
 
     def _follow(self, turn: int) -> None:

@@ -39,7 +39,8 @@ class ServedPolicy:
 
 def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator: Accelerator) -> ServedPolicy:
     """
-    Writes the weights that training has arrived at, as safetensors. Called by every process; the main one writes.
+    Writes the weights that training has arrived at, as safetensors. Called by every process; the main one writes,
+    and the others return before it is done.
 
     A LoRA adapter goes alone, to be served unmerged over the weights it was made for: exact over a quantized base, and the
     training model is not touched. What vLLM cannot serve beside a base (fully trained modules, DoRA, …) is merged, in a
@@ -71,7 +72,6 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
             _merged(model, state).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
         else:
             model.save_pretrained(folder, state_dict=state, max_shard_size=_MAX_SHARD_SIZE)
-    accelerator.wait_for_everyone()
     if not as_adapter:
         return ServedPolicy(str(folder), None, {})
     base = base_causal_lm(model)

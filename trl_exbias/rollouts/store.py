@@ -7,7 +7,6 @@ shard that was being written.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..branches import Branch
+from ..errors import UsageError
+from ..files import write_atomically
 
 
 MANIFEST = "manifest.json"
@@ -36,28 +37,8 @@ _SCHEMA = pa.schema(
 )
 
 
-class RolloutStoreError(ValueError):
+class RolloutStoreError(UsageError):
     """Rollouts on disk are damaged, or belong to another run."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` so that after a crash there is the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself lives in the folder.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class RolloutStore:
@@ -82,7 +63,7 @@ class RolloutStore:
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise RolloutStoreError(
                 f"{path} is not valid JSON ({error}). {_REMEDY.format(folder=self.folder)}"

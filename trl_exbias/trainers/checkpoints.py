@@ -7,7 +7,6 @@ with what the run was.
 
 import json
 import logging
-import os
 import re
 import shutil
 from dataclasses import fields
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig
 
-from ..rollouts.store import write_atomically
+from ..files import flush, write_atomically
 from .run_stopped import NotWrittenError
 
 
@@ -110,7 +109,7 @@ def newest_whole(output_dir: str | Path) -> Path | None:
 def whole_problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint; `None` if it is whole."""
     try:
-        files = json.loads((folder / WHOLE).read_text())["files"]
+        files = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["files"]
     except OSError:
         return f"it was not finished (it has no {WHOLE})"
     except (json.JSONDecodeError, KeyError, TypeError):
@@ -159,7 +158,7 @@ def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | No
 
 
 def _check_same_run(folder: Path, identity: dict[str, Any]) -> None:
-    made_by = json.loads((folder / WHOLE).read_text())["run"]
+    made_by = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
     differing = [
         f"`{key}` was {made_by.get(key)!r} and is now {identity.get(key)!r}"
         for key in dict.fromkeys([*made_by, *identity])
@@ -175,16 +174,8 @@ def _check_same_run(folder: Path, identity: dict[str, Any]) -> None:
 def _mark(folder: Path, identity: dict[str, Any]) -> None:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _flush(path)
+        flush(path)
         files[str(path.relative_to(folder))] = path.stat().st_size
     for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder.parent]:
-        _flush(path)
+        flush(path)
     write_atomically(folder / WHOLE, json.dumps({"run": identity, "files": files}, indent=2).encode())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -43,7 +43,7 @@ from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
 from .preemption import Preemption
 from .processes import Processes
 from .rollout_phase import RolloutPhase, RolloutStats
-from .run_directory import RunRecorder, check_output_dir, run_moment
+from .run_directory import RunRecorder, check_output_dir, clear_output_dir, run_moment
 from .schedule import restarting_schedule
 from .unsupported import reject_unsupported
 from .vllm_phase import vllm_engine
@@ -209,10 +209,10 @@ class IterativeSFTTrainer(JointSFTTrainer):
             on_progress=on_progress,
         )
         if self.args.rollout_engine == "transformers":
-            with lockstep(self.model, self.accelerator):
+            with lockstep(self.model, self.accelerator, self.processes.sum):
                 yield own
             return
-        with vllm_engine(self, on_progress) as engine, lockstep(self.model, self.accelerator):
+        with vllm_engine(self, on_progress) as engine, lockstep(self.model, self.accelerator, self.processes.sum):
             yield SplitEngine(draws=engine, labels=own)
 
     # Data
@@ -319,8 +319,10 @@ class IterativeSFTTrainer(JointSFTTrainer):
                 f"The nodes do not share `output_dir={self.args.output_dir}`: set `save_on_each_node=True`, or choose a folder "
                 "on a shared file system."
             )
-        if self.processes.writes_files:
-            check_output_dir(self.args.output_dir, bool(resume_from_checkpoint), self.args.overwrite_output_dir)
+        check_output_dir(self.args.output_dir, bool(resume_from_checkpoint), self.args.overwrite_output_dir)
+        self.processes.wait()  # all have looked before one removes anything
+        if self.processes.writes_files and self.args.overwrite_output_dir and not resume_from_checkpoint:
+            clear_output_dir(self.args.output_dir)
         self.processes.wait()
         own = [PROMPT] if PROMPT in self.train_dataset.column_names else []
         self.data_fingerprint = rows_fingerprint(self.train_dataset, ("input_ids", "labels", *own))

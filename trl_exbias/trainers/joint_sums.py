@@ -36,7 +36,9 @@ class JointSums:
         """
         self._names = tuple(sums)
         ratios = [value if value.dim() else torch.stack([value, labels.to(value)]) for value in sums.values()]
-        new = torch.cat([part.detach().double().flatten() for part in (losses, counts, tokens, *ratios)])
+        # Apple's GPUs have no float64; elsewhere the sums of a long interval keep every count exact.
+        dtype = torch.float32 if losses.device.type == "mps" else torch.float64
+        new = torch.cat([part.detach().to(dtype).flatten() for part in (losses, counts, tokens, *ratios)])
         self._sums = new if self._sums is None else self._sums + new
 
     def pop(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:

@@ -1,6 +1,8 @@
 """What the processes of a run tell each other between steps: waiting, agreeing, handing files over."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from ..rollouts.store import write_atomically
+from ..files import write_atomically
 
 
 # A process may be done with its share of a phase hours before another: the default group would give up after
@@ -42,6 +44,15 @@ class Processes:
         """Returns when every process is here."""
         if self._group is not None:
             dist.barrier(group=self._group)
+
+    @contextlib.contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Runs the block in the first process, and then in the others."""
+        if self.index:
+            self.wait()
+        yield
+        if not self.index:
+            self.wait()
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""

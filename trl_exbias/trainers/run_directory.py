@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..rollouts.store import write_atomically
+from ..files import write_atomically
 from .run_stopped import NotWrittenError
 
 
@@ -45,26 +45,26 @@ _SECRET = re.compile(r"(?<!eos_)(?<!pad_)(?<!bos_)token$|api_?key|secret|passwor
 
 def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
     """
-    Refuses a folder that holds another run, unless told to resume it or to write over it.
-
-    With `overwrite`, removes what an earlier run put there (rollouts, checkpoints, records), and nothing else.
+    Refuses a folder that holds another run, unless told to resume it or to write over it. Removes nothing.
 
     Raises:
-        ValueError: names what stands there and both ways on.
+        ValueError: names what stands there and both ways to continue.
     """
-    folder = Path(output_dir)
-    traces = [folder / name for name in (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, SERVED_POLICY)] + sorted(
-        [*folder.glob("checkpoint-*"), *folder.glob(VLLM_LOG.format(rank="*"))]
-    )
-    traces = [path for path in traces if path.exists()]
-    if resume or not traces:
-        return
-    if not overwrite:
+    traces = _traces(output_dir)
+    if traces and not resume and not overwrite:
         raise ValueError(
             f"`output_dir={output_dir}` already holds a run ({', '.join(path.name for path in traces)}). Continue it with "
             "`resume_from_checkpoint=True`, start over with `overwrite_output_dir=True`, or choose another `output_dir`."
         )
-    for path in traces:
+
+
+def clear_output_dir(output_dir: str) -> None:
+    """
+    Removes what an earlier run put there (rollouts, checkpoints, records), and nothing else.
+
+    For one process of all that see the folder, when nothing is left that could refuse the new run.
+    """
+    for path in _traces(output_dir):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -80,6 +80,14 @@ def run_moment(output_dir: str, overwrite: bool) -> datetime:
     # Processes that start on both sides of midnight render the same day.
     seconds = torch.tensor([int(moment.timestamp())], device=PartialState().device)
     return datetime.fromtimestamp(broadcast(seconds).item())
+
+
+def _traces(output_dir: str) -> list[Path]:
+    """What runs leave in a folder."""
+    folder = Path(output_dir)
+    names = (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, SERVED_POLICY)
+    found = [*(folder / name for name in names), *sorted(folder.glob("checkpoint-*"))]
+    return [path for path in [*found, *sorted(folder.glob(VLLM_LOG.format(rank="*")))] if path.exists()]
 
 
 def redact(value: Any, key: str = "") -> Any:

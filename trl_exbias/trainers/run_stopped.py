@@ -1,6 +1,9 @@
 """A run that ends itself, to be resumed or looked at: nothing that was computed is lost."""
 
+import errno
 from pathlib import Path
+
+from ..errors import ExbiasError
 
 
 #: Exit status of a run that was told to go (SIGTERM) and saved before it did: start it again with
@@ -8,8 +11,8 @@ from pathlib import Path
 RESUME_EXIT_CODE = 85
 
 
-class RunStoppedError(RuntimeError):
-    """The run cannot go on as it is; the message says why, what is kept, and how to go on."""
+class RunStoppedError(ExbiasError, RuntimeError):
+    """The run cannot continue as it is; the message says why, what is kept, and how to continue."""
 
 
 class NonFiniteLossError(RunStoppedError):
@@ -21,12 +24,14 @@ class DegenerateRolloutsError(RunStoppedError):
 
 
 class NotWrittenError(RunStoppedError):
-    """A file of the run could not be written, for want of space as a rule."""
+    """A file of the run could not be written; the message says what failed, and asks for room only where there is none."""
 
     def __init__(self, path: Path, error: Exception, kept: str):
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Make room" if is_full else "Remove the cause"
+        name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         super().__init__(
-            f"{path} could not be written: {error}. {kept} Make room (or mend the file system), then go on with "
-            "`resume_from_checkpoint=True`."
+            f"{path} could not be written: {name}{error}. {kept} {remedy}, then continue with `resume_from_checkpoint=True`."
         )
 
 

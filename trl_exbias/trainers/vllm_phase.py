@@ -42,9 +42,10 @@ def vllm_engine(trainer: "IterativeSFTTrainer", on_progress: Callable[[int, int]
     probe = weight_probe(trainer, dtype)
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    accelerator.wait_for_everyone()
+    trainer.processes.wait()
     try:
         policy = write_policy(trainer.model, trainer.model_wrapped, folder, accelerator)
+        trainer.processes.wait()
         common = {
             "mix_strategy": args.vllm_mix_strategy,
             "timeout": args.vllm_timeout,
@@ -56,15 +57,16 @@ def vllm_engine(trainer: "IterativeSFTTrainer", on_progress: Callable[[int, int]
             if args.vllm_server_base_url is not None:
                 engine = _server(trainer, policy, common)
                 # The main process hands the weights over; then the others may ask for them.
-                with accelerator.main_process_first():
+                with trainer.processes.first_before_others():
                     stack.enter_context(engine)
             elif accelerator.process_index % engine_processes(args) == 0:
                 engine = stack.enter_context(_child(trainer, policy, dtype, common))
             if accelerator.is_main_process:
                 trainer.log_now({"seconds/vllm_start": engine.start_seconds})
             yield engine
-            # Others may still be at work with the weights that the main process is about to take away.
-            accelerator.wait_for_everyone()
+            # Others may still be at work with the weights that the main process is about to take away: for hours, which the
+            # default group would not wait.
+            trainer.processes.wait()
     finally:
         if accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,16 @@
+"""The package's own errors: what went wrong outside it, in words for whoever gave the input.
+
+A command prints the message of an [`ExbiasError`] alone. Everything else, our own mistakes included, keeps its traceback.
+"""
+
+
+class ExbiasError(Exception):
+    """Something that the package has looked for and found; its message says what was given, what is allowed, and what to do."""
+
+
+class UsageError(ExbiasError, ValueError):
+    """What was given cannot be worked with: a setting, data, a model, a file."""
+
+
+class UsageTypeError(UsageError, TypeError):
+    """What was given is of another kind than what is needed."""
