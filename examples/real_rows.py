@@ -49,7 +49,7 @@ def train(method: str, task: str, model: Path, output_dir: Path, *options: str) 
         *("--prompt_template", jinja["prompt"], "--completion_template", jinja["completion"], "--use_cpu", "true"),
         *options,
     ]
-    with open(f"{output_dir}.log", "w") as log:
+    with open(f"{output_dir}.log", "w", encoding="utf-8") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
     print("| data | model | teacher-forced CE | free-running CE |\n|---|---|---|---|", flush=True)
     for task in TASKS:
         rows = short_rows(task, folder, "train", ROWS)
-        (RUNS / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (RUNS / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         report("before", base, task, folder)
         sft = RUNS / f"sft-{task}"
         train("bash", task, base, sft, "--num_iterations", "0")

@@ -178,7 +178,9 @@ def without_system_role(messages: list[Message]) -> list[Message]:
 
 def _load(source: str) -> tuple[str, str]:
     if source in TEMPLATE_NAMES:
-        return repr(source), resources.files("trl_exbias.templates").joinpath(f"{source}.jinja").read_text()
+        return repr(source), resources.files("trl_exbias.templates").joinpath(f"{source}.jinja").read_text(
+            encoding="utf-8"
+        )
     if "{{" in source or "\n" in source:
         return "(given as a string)", source
     path = Path(source)

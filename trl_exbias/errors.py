@@ -14,3 +14,11 @@ class UsageError(ExbiasError, ValueError):
 
 class UsageTypeError(UsageError, TypeError):
     """What was given is of another kind than what is needed."""
+
+
+class MissingPackageError(UsageError, ImportError):
+    """An optional package that is needed for this is not installed."""
+
+
+class DoesNotFitError(ExbiasError, RuntimeError):
+    """A device's memory cannot hold what is needed at least."""

@@ -64,7 +64,7 @@ def _peak_extra_bytes(name: str) -> int:
 
 def _memory(counter: str) -> int:
     """A counter of `/proc/self/status`, in bytes. (`ru_maxrss` would be the parent's peak, where that is higher.)"""
-    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
 def main(repeats: int = 5) -> None:
@@ -94,7 +94,7 @@ def main(repeats: int = 5) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         run = contestants()[sys.argv[1]]
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counter starts over
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's peak counter starts over
         before = _memory("VmRSS")
         run()
         print(_memory("VmHWM") - before)

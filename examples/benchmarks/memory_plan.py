@@ -104,7 +104,7 @@ def _resident(name: str, part: str) -> int:
     model, run = _run(name, part)
     run()  # code is resident from its first use on
     model.zero_grad()
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counter starts over
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's peak counter starts over
     before = _memory("VmRSS")
     kept = run()
     after = _memory("VmHWM" if kept is None else "VmRSS")
@@ -133,7 +133,7 @@ def _run(name: str, part: str) -> tuple[PreTrainedModel, Callable[[], object]]:
 
 def _memory(counter: str) -> int:
     """A counter of `/proc/self/status`, in bytes."""
-    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def train(output_dir: str, zero_stage: int) -> None:
             "rollouts": logs["seconds/rollouts"],
             "samples_per_second": 8 * trainer.state.global_step / logs["seconds/joint"],
         }
-        Path(output_dir, "record.json").write_text(json.dumps(record))
+        Path(output_dir, "record.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def measure(num_processes: int, zero_stage: int) -> dict[str, float]:
@@ -80,7 +80,7 @@ def measure(num_processes: int, zero_stage: int) -> dict[str, float]:
             env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
             check=True,
         )
-        return json.loads(Path(folder, "record.json").read_text())
+        return json.loads(Path(folder, "record.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:

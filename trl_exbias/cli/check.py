@@ -12,6 +12,7 @@ from typing import Any
 from ..planning.findings import Finding, Findings
 from ..planning.hub import Hub, uses_hub
 from .keys import BASELINES, CONFIG_CLASSES, valid_keys
+from .parser import Parser
 from .recipe import RecipeError, check_keys, exit_with, read_recipe
 from .recipes import recipe_path
 from .training import resolve_accelerate_config
@@ -42,7 +43,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="exbias check",
         description=_DESCRIPTION,
         epilog=_EPILOG,

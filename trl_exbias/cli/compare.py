@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import ExbiasError
+from .parser import Parser
 from .recipe import RecipeError, exit_with
 from .recipes import recipe_path
 
@@ -41,7 +43,7 @@ def run(argv: list[str]) -> int:
     except RunFailedError as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
-    except (RecipeError, ValueError, ImportError, OSError) as error:
+    except (ExbiasError, OSError) as error:
         return exit_with(error)
     for path in reports:
         print(f"Written: {path}")
@@ -49,7 +51,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="exbias compare",
         description=_DESCRIPTION,
         epilog=_EPILOG,

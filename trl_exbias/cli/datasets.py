@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from trl import DatasetMixtureConfig, get_dataset
 
+from ..errors import UsageError
+from ..local_names import BUILDERS, check_local
 from .data_arguments import DataArguments
 from .recipe import RecipeError
 
 
 logger = logging.getLogger(__name__)
-
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
 def load_split(
@@ -104,17 +105,28 @@ def load_rows(
     A split (or a slice of one) of a hub data set, a folder or a file.
 
     Raises:
-        RecipeError: for a file of a kind that cannot be read.
+        UsageError: for a file that is not there, or of a kind that cannot be read.
     """
+    check_local("dataset_name", name)
     path = Path(name)
     if path.is_file():
-        if path.suffix not in _BUILDERS:
-            raise RecipeError("recipe", [f"`dataset_name: {name}` is no {', '.join(_BUILDERS)} file."])
+        if path.suffix not in BUILDERS:
+            raise RecipeError("recipe", [f"`dataset_name: {name}` is no {', '.join(BUILDERS)} file."])
         # One file is one split: `train`, or a slice of it.
         options = {"sample_by": "document"} if path.suffix == ".txt" and whole_documents else {}
-        return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split=split, streaming=streaming, **options)
+        options |= {"data_files": str(path)}
+        return _load(name, split, BUILDERS[path.suffix], streaming=streaming, **options)
     if path.is_dir() and config is not None:
         # A recipe names the hub's configuration; the same data in a folder have none.
         logger.warning(f"`dataset_config: {config}` is not used: `{name}` is a local folder.")
         config = None
-    return load_dataset(name, config, split=split, streaming=streaming)
+    return _load(name, split, name, config, streaming=streaming)
+
+
+def _load(shown: str, split: str, *args: Any, **kwargs: Any) -> Dataset:
+    try:
+        return load_dataset(*args, split=split, **kwargs)
+    except (ValueError, OSError, DatasetGenerationError) as error:
+        # `datasets` has a kind of error for each thing that can be wrong with a name, a split, a configuration or a file.
+        cause = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
+        raise UsageError(f"The split `{split}` of `{shown}` cannot be loaded: {cause}") from error

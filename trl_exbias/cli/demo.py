@@ -1,9 +1,10 @@
 """`exbias demo`: SmolLM2-135M-Instruct goes through RAC and BASH, and teaches 10 of its own layers by DaD-DAgger, on a CPU."""
 
-import argparse
 import gc
 import time
 from pathlib import Path
+
+from .parser import Parser
 
 
 _ROWS, _HELD_OUT, _SEED = 48, 24, 0
@@ -11,7 +12,7 @@ _ROWS, _HELD_OUT, _SEED = 48, 24, 0
 
 def run(argv: list[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="exbias demo", description=__doc__)
+    parser = Parser(prog="exbias demo", description=__doc__)
     parser.add_argument("--output_dir", default="runs/demo", help="where the runs go (default: runs/demo)")
     parser.add_argument("--rows", type=int, default=_ROWS, help=f"training rows (default: {_ROWS})")
     parser.add_argument("--held_out", type=int, default=_HELD_OUT, help=f"held-out rows (default: {_HELD_OUT})")

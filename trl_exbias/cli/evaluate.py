@@ -7,9 +7,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from ..errors import ExbiasError
 from ..evaluation.options import EvaluationOptions
 from ..evaluation.suites import SUITES
-from .recipe import RecipeError, exit_with
+from .parser import Parser
+from .recipe import exit_with
 
 
 # Of a dry run, questions to show for each suite and model.
@@ -23,7 +25,7 @@ def run(argv: list[str]) -> int:
         models = named_models(args.pop("models"))
         options = EvaluationOptions(**{key: tuple(v) if isinstance(v, list) else v for key, v in args.items()})
         return _evaluate(models, options)
-    except (RecipeError, ValueError, ImportError, OSError) as error:
+    except (ExbiasError, OSError) as error:
         return exit_with(error)
 
 
@@ -45,7 +47,7 @@ def named_models(given: list[str]) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="exbias evaluate",
         description=__doc__,
         epilog="suites:\n" + "\n".join(f"  {name:<13} {what}" for name, what in SUITES.items()),

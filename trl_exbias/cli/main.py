@@ -4,6 +4,8 @@ import difflib
 import importlib
 import sys
 
+from ..files import closed_pipe_is_no_error
+
 
 COMMANDS = {
     "bash": "Batch-Scheduled Sampling: train on gold and on responses mixed with the policy's own tokens",
@@ -37,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
+    with closed_pipe_is_no_error():
+        return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
 
 
 if __name__ == "__main__":

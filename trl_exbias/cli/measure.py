@@ -5,7 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from .recipe import RecipeError, exit_with
+from ..errors import ExbiasError
+from .parser import Parser
+from .recipe import exit_with
 
 
 def run(argv: list[str]) -> int:
@@ -13,12 +15,12 @@ def run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     try:
         return _measure(args)
-    except (RecipeError, ValueError, ImportError, OSError) as error:
+    except (ExbiasError, OSError) as error:
         return exit_with(error)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="exbias measure", description=__doc__)
+    parser = Parser(prog="exbias measure", description=__doc__)
     add = parser.add_argument
     add(
         "models",
@@ -87,7 +89,7 @@ def _measure(args: argparse.Namespace) -> int:
     if args.output:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("models",)}
         report = {"settings": settings, "models": {n: m.as_dict() for n, m in measurements.items()}}
-        args.output.write_text(json.dumps(report, indent=2))
+        args.output.write_text(json.dumps(report, indent=2), encoding="utf-8")
         print(f"\nReport: {args.output}")
     if args.plot:
         plot_exposure_bias({n: m.exposure_bias for n, m in measurements.items()}, args.plot)

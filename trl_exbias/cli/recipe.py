@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .keys import RECIPE_ONLY, launcher_flags, unknown_key_message, valid_keys
+from .parser import raising
 
 
-class RecipeError(ValueError):
+class RecipeError(UsageError):
     """Something is wrong with a recipe or a command line; the message lists all of it."""
 
     def __init__(self, source: str, problems: list[str]):
@@ -79,7 +81,7 @@ def parse(dataclass_types: Iterable[type], argv: list[str]) -> tuple[Any, ...]:
     from trl import TrlParser
 
     path, recipe = read_recipe(argv)
-    parser = TrlParser(dataclass_types)
+    parser = raising(TrlParser)(dataclass_types)
     problems = [problem for _, problem in value_problems(parser, recipe)]
     if problems:
         raise RecipeError(path or "recipe", problems)

@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
         case ["list"]:
             _list()
         case ["show", name]:
-            return _with_recipe(name, lambda path: print(path.read_text(), end=""))
+            return _with_recipe(name, lambda path: print(path.read_text(encoding="utf-8"), end=""))
         case ["copy", name, *to] if len(to) <= 1:
             target = Path(to[0]) if to else Path(f"{Path(name).name}.yaml")
             if target.exists():
@@ -84,7 +84,7 @@ def _list() -> None:
     ):
         print(f"{heading}:")
         for name in group:
-            first_line = recipe_path(name).read_text().splitlines()[0].lstrip("# ")
+            first_line = recipe_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
             print(f"  {name:<48} {first_line}")
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..errors import ExbiasError
+from .parser import Parser
 from .recipe import exit_with
 
 
@@ -18,12 +20,12 @@ def run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.act(args)
-    except (ValueError, OSError) as error:
+    except (ExbiasError, OSError) as error:
         return exit_with(error)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="exbias rollouts", description=__doc__)
+    parser = Parser(prog="exbias rollouts", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="inspect|diff|export|push")
     inspect = commands.add_parser("inspect", help="settings, counts and rates of each iteration, and sample branches")
     inspect.add_argument("run", type=Path, help="run directory")

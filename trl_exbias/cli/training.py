@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import ExbiasError
+from ..files import closed_pipe_is_no_error
+from ..local_names import check_local
 from .keys import CONFIG_CLASSES
 from .recipe import RecipeError, check_keys, exit_with, parse
 from .recipes import accelerate_configs
@@ -68,10 +71,8 @@ def script(command: str, argv: list[str]) -> int:
 
         arguments = parse((DataArguments, config_class, ModelConfig, DatasetMixtureConfig), argv)
         _train(trainer_class, *arguments)
-    except (RecipeError, ValueError, TypeError, RuntimeError) as error:
-        if _is_users(error):
-            return exit_with(error)
-        raise
+    except ExbiasError as error:
+        return exit_with(error)
     return 0
 
 
@@ -87,6 +88,7 @@ def _train(trainer_class: type, data_args: Any, args: Any, model_args: Any, mixt
     logging.getLogger("trl_exbias").setLevel(logging.INFO)
     if model_args.model_name_or_path is None:
         raise RecipeError("recipe", ["`model_name_or_path` is missing: a model id of the hub, or a folder."])
+    check_local("model_name_or_path", model_args.model_name_or_path)
     # Said again in `train()`; here, before the model and the data are loaded. An old run is removed there, by one process, when
     # nothing is left that could go wrong.
     check_output_dir(args.output_dir, bool(args.resume_from_checkpoint), args.overwrite_output_dir)
@@ -117,16 +119,6 @@ def _resume_from(value: str | None) -> str | bool | None:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     return value
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether our own checks raised it: what goes wrong inside a library is shown with its traceback."""
-    if isinstance(error, RuntimeError):
-        return type(error).__module__ == "trl_exbias.trainers.run_stopped"
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    return isinstance(error, RecipeError) or "trl_exbias" in traceback.tb_frame.f_globals.get("__name__", "")
 
 
 def _without(argv: list[str], taken: list[str]) -> list[str]:
@@ -167,6 +159,6 @@ def _split_flag(argument: str, flag: str) -> list[str]:
 
 def main(command: str) -> None:
     """Entry of `python -m trl_exbias.cli.<command>`."""
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), closed_pipe_is_no_error():
         sys.exit(script(command, sys.argv[1:]))
     sys.exit(130)

@@ -121,7 +121,7 @@ def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Fo
     missing = []
     for run in comparison.runs:
         recipe, path = write_recipe(run, folders[run.name]), folders[run.name] / FORECAST_FILE
-        before = json.loads(path.read_text()) if path.is_file() else None
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if before is not None and before["keys"] == _plain(run.keys):
             found[run.name] = Forecast(**before["forecast"]) if before["forecast"] else None
         elif comparison.equal != "none" or not is_finished(folders[run.name]):
@@ -132,7 +132,7 @@ def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Fo
         for run, _ in missing:
             forecast = found[run.name] = forecasts[run.name]
             record = {"keys": _plain(run.keys), "forecast": forecast and asdict(forecast)}
-            (folders[run.name] / FORECAST_FILE).write_text(json.dumps(record, indent=2))
+            (folders[run.name] / FORECAST_FILE).write_text(json.dumps(record, indent=2), encoding="utf-8")
     if comparison.equal == "none":
         return {}
     unknown = [name for name, forecast in found.items() if forecast is None]

@@ -85,7 +85,7 @@ def model_fingerprint(folder: str | Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", ADAPTER_CONFIG):
         if (folder / name).is_file():
-            digest.update(_relevant(json.loads((folder / name).read_text())).encode())
+            digest.update(_relevant(json.loads((folder / name).read_text(encoding="utf-8"))).encode())
     base = base_of_adapter(folder)
     if base is not None:
         digest.update(model_fingerprint(local_folder(base)).encode())
@@ -99,7 +99,7 @@ def model_fingerprint(folder: str | Path) -> str:
 def base_of_adapter(folder: Path) -> str | None:
     """The model that an adapter was made for; `None` where the folder holds a whole model."""
     path = Path(folder) / ADAPTER_CONFIG
-    return json.loads(path.read_text())["base_model_name_or_path"] if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
 
 
 def _relevant(config: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
         else:
             raw = load_rows(name, config, split, whole_documents=True)
     except (ValueError, OSError) as error:  # `datasets` raises a handful of kinds of each
-        raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error}") from error
+        raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error.__cause__ or error}") from error
     raw = normalised(raw, options.template_kwargs)
     templates = _templates(suite, options, raw.column_names)
     if not any(templates.values()):

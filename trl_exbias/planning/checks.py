@@ -34,9 +34,8 @@ def check_output(findings: Findings, args: Any) -> None:
         return
     resume = args.resume_from_checkpoint
     resumes = resume.lower() != "false" if isinstance(resume, str) else bool(resume)
-    if not args.overwrite_output_dir:
-        with findings.collect("output"):
-            check_output_dir(args.output_dir, resumes, overwrite=False)
+    with findings.collect("output"):
+        check_output_dir(args.output_dir, resumes, args.overwrite_output_dir)
     problem = write_problem(args.output_dir)
     if problem is not None:
         findings.error("output", problem)

@@ -8,8 +8,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
+
+from ..local_names import is_local
 
 
 _TIMEOUT = 2.0  # seconds
@@ -83,12 +84,6 @@ class Hub:
             self._answers = False
         else:
             self._answers = True
-
-
-def is_local(name: str) -> bool:
-    """Whether a name can only be a path: it exists, or it could be no name of the hub (`owner/name`)."""
-    path = Path(name)
-    return path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
 
 
 def uses_hub(recipe: dict[str, Any]) -> bool:

@@ -96,7 +96,8 @@ def _open(name: str, split: str, hub: Hub, load: Any, config: str | None = None)
         num_rows = _count(name, whole, config) if local else _known_rows(dataset, whole)
     except (OSError, ValueError) as error:
         if local or hub.answers or Path(name).is_absolute():
-            raise ValueError(f"`{name}` cannot be read: {str(error).strip().splitlines()[0]}") from error
+            problem = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ValueError(f"`{name}` cannot be read: {problem}") from error
         raise NotAtHand(name) from error
     if split == whole:
         return dataset, (num_rows, False)

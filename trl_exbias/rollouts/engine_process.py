@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import ExbiasError
+
 
 _LOG_LINES = 15
 
 
-class RolloutEngineError(RuntimeError):
+class RolloutEngineError(ExbiasError, RuntimeError):
     """A rollout engine could not start, died, hung, or serves other weights than it was given; says what to do."""
 
 

@@ -37,7 +37,15 @@ _INHERITED = (
 )
 # How fast, or how loudly, but not what: a run may be resumed with others.
 _FREE = ("rollout_engine", "vllm_", "rollout_batch_tokens", "num_rollouts_to_print", "overwrite_output_dir")
-_FREE = (*_FREE, "max_degenerate_rate", "soft_label_dir", "teacher_model_init_kwargs", "cache_teacher")
+# (What rollouts follow from is checked where they are: a phase that was trained on must be the same.)
+_FREE = (
+    *_FREE,
+    "max_new_tokens",
+    "max_degenerate_rate",
+    "soft_label_dir",
+    "teacher_model_init_kwargs",
+    "cache_teacher",
+)
 
 
 def run_identity(trainer: "IterativeSFTTrainer") -> dict[str, Any]:

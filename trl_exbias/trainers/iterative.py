@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..branches import OWN_COLUMNS, PROMPT, ROW, Branch
@@ -35,6 +36,7 @@ from ..stop_tokens import stop_token_ids, turn_end, unfinished_test
 from ..template_form import adapted, form_of
 from .checkpoints import checkpoint_to_resume, save_whole, whole_problem
 from .finite import check_weights
+from .grouped import GroupedByEpoch
 from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint import JointSFTTrainer
@@ -120,7 +122,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
             )
         self._dataset_form = form
         #: When the run began: what its chat template prints, also where it is resumed on another day.
-        self.rendered_on = run_moment(args.output_dir, args.overwrite_output_dir)
+        self.rendered_on = run_moment(args.output_dir, args.overwrite_output_dir and not args.resume_from_checkpoint)
         #: The tokenizer's own template at that moment: what inference renders with.
         self.inference_template: str | None = None
         if processing_class is None and isinstance(model, str):
@@ -152,7 +154,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
         self.train_dataset = self.train_dataset.add_column(ROW, np.arange(len(self.train_dataset)))
         report_cut_responses(self.response_lengths, args.max_length)
         self.plan: RunPlan | None = None
-        self._iteration = 0
+        self._iteration = self._epoch = 0
         self._phase_started = 0.0
         self._joint_data: torch.utils.data.Dataset = self.train_dataset
         self._iteration_best: IterationBest | None = None
@@ -356,7 +358,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
         if epoch >= len(self.plan.epochs):  # left out when an iteration ended early
             self.control.should_training_stop = True
             return
-        entry = self.plan.epochs[epoch]
+        self._epoch, entry = epoch, self.plan.epochs[epoch]
         if entry.iteration != self._iteration:
             self._begin_phase(model, entry, trial)
         if entry.phase == JOINT and self.rolls_out:
@@ -452,6 +454,12 @@ class IterativeSFTTrainer(JointSFTTrainer):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             create_model_card(self, model_name, dataset_name, tags)
+
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        if self.rolls_out and isinstance(sampler, LengthGroupedSampler):
+            return GroupedByEpoch(sampler, self.args.seed, lambda: self._epoch)
+        return sampler
 
     def _joint_dataloader(self) -> DataLoader:
         # One prepared loader at a time: accelerate keeps a reference to each, and would save all their states.

@@ -226,6 +226,17 @@ class IterativeSFTConfig(SFTConfig):
             )
         if self.label_smoothing_factor:
             found.append("`label_smoothing_factor` is not supported: it needs the full logits, which are never built.")
+        if self.auto_find_batch_size and _number(self.num_iterations) != 0:
+            found.append(
+                "`auto_find_batch_size=True` is not supported together with rollouts: after an out-of-memory error it starts "
+                "the run again, with weights that have been trained already. Lower `per_device_train_batch_size` and raise "
+                "`gradient_accumulation_steps` instead; `exbias check` plans the memory."
+            )
+        if self.train_sampling_strategy == "batch_rebalance" and _number(self.num_iterations) != 0:
+            found.append(
+                "`train_sampling_strategy='batch_rebalance'` is not supported together with rollouts: its batches have as many "
+                "rows as their gold lengths suggest, which branches change. Use 'group_by_length'."
+            )
         if self.enable_jit_checkpoint:
             found.append("`enable_jit_checkpoint` is not needed: a run saves at SIGTERM by itself. Leave it off.")
         if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:

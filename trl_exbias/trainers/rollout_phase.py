@@ -18,7 +18,7 @@ from ..fingerprint import weights_fingerprint
 from ..rollouts.noise import derive_seed
 from ..rollouts.store import SHARDS, RolloutStore
 from ..rollouts.watched import DEGENERATE, LABEL_LENGTH, LENGTH, WatchedEngine
-from .degenerate import check_rollouts
+from .degenerate import check_rollouts, warn_of_first
 from .processes import longest_first
 from .run_directory import ROLLOUTS
 from .run_stopped import NotWrittenError
@@ -36,6 +36,8 @@ _MAX_SHARD_ROWS = 512
 _MIN_SHARD_ROWS = 64
 _SHARDS_WANTED = 32
 _SHARDS_A_WORKER = 4
+# Settings of rollouts that a resumed run may have changed: for the phases that it has not trained on yet.
+_MAY_CHANGE = ("max_new_tokens",)
 
 
 class RolloutPhase:
@@ -71,7 +73,7 @@ class RolloutPhase:
         writes_manifest = processes.writes_files
         with self._reporting_failed_writes():
             if writes_manifest:
-                self._set_aside_if_policy_differs(header)
+                self._set_aside_what_is_not_ours(header)
             processes.wait()
             shards = self._shards()
             if writes_manifest:
@@ -113,8 +115,10 @@ class RolloutPhase:
         Raises:
             RolloutStoreError: if they are missing, damaged, or were made with other settings.
         """
-        manifest = self.store.manifest or {"header": {}}
-        self.store.check(self._header(policy_step, manifest["header"].get("policy", "")))
+        stored = (self.store.manifest or {"header": {}})["header"]
+        header = self._header(policy_step, stored.get("policy", ""))
+        # A phase that is done keeps the limit that it was made with.
+        self.store.check({**header, **{key: stored.get(key) for key in _MAY_CHANGE if key in header}})
         return self.store.read()
 
     def _header(self, policy_step: int, policy: str) -> dict[str, Any]:
@@ -143,19 +147,24 @@ class RolloutPhase:
         dealt = [rows[a:b][worker::workers] for a, b in itertools.pairwise(bounds) for worker in range(workers)]
         return [shard for shard in dealt if shard]
 
-    def _set_aside_if_policy_differs(self, header: dict[str, Any]) -> None:
-        """Rollouts of a run that was resumed from an earlier step, and came here with other weights, are not ours."""
-        manifest = self.store.manifest
-        if manifest is None or manifest["header"].get("policy") == header["policy"]:
+    def _set_aside_what_is_not_ours(self, header: dict[str, Any]) -> None:
+        """
+        Rollouts of another policy (of a run that was resumed from an earlier step, and came here with other weights), or with
+        another limit (of a run that was stopped because they were cut off) are kept under another name.
+        """
+        if (manifest := self.store.manifest) is None:
             return
-        self.store.check({**header, "policy": manifest["header"].get("policy")})
+        stored = manifest["header"]
+        other = [key for key in ("policy", *_MAY_CHANGE) if stored.get(key) != header.get(key)]
+        if not other:
+            return
+        self.store.check({**header, **{key: stored.get(key) for key in other}})
         folder, n = self.store.folder, 1
         while (aside := folder.with_name(f"{folder.name}.superseded-{n}")).exists():
             n += 1
         folder.rename(aside)
-        logger.warning(
-            f"{folder} was made by another policy than the one at hand: moved to {aside.name}, rolling out anew."
-        )
+        reason = "by another policy than the one at hand" if "policy" in other else f"with another `{other[0]}`"
+        logger.warning(f"{folder} was made {reason}: moved to {aside.name}, rolling out anew.")
 
     def _roll_out(self, shards: list[tuple[int, list[int]]]) -> int:
         """Makes and stores these shards; returns how many tokens the engine worked out."""
@@ -176,9 +185,12 @@ class RolloutPhase:
                         f"{len(branches)} for {len(examples)}."
                     )
                 rollouts = {example.id: own for example, own in zip(examples, branches, strict=True)}
+                stats = trainer.rollout_stats.as_dict()
                 with self._reporting_failed_writes():
-                    self.store.write_shard(index, rollouts, trainer.rollout_stats.as_dict())
+                    self.store.write_shard(index, rollouts, stats)
                 progress.shard_done(len(rows))
+                if index == 0:
+                    warn_of_first(means(stats), stats.get(DEGENERATE, (0, 0))[1], self.store.folder)
         return progress.tokens
 
     @contextlib.contextmanager
@@ -191,7 +203,7 @@ class RolloutPhase:
 
     def _report(self, rollouts: Dataset, tokens: int, seconds: float) -> None:
         trainer, manifest = self.trainer, self.store.manifest
-        metrics = {name: total / count for name, (total, count) in manifest["stats"].items() if count}
+        metrics = means(manifest["stats"])
         # What the phase produced, also where a resumed run found it on disk: what comparisons count compute by.
         metrics["rollout/num_tokens"] = int(manifest["stats"].get(LENGTH, (0, 0))[0])
         if LABEL_LENGTH in manifest["stats"]:
@@ -244,6 +256,11 @@ class _Progress:
     def shard_done(self, rows: int) -> None:
         self.rows_stored += rows
         self.bar.update(self.rows_stored - self.bar.n)
+
+
+def means(stats: dict[str, list[float]]) -> dict[str, float]:
+    """Metrics from their numerators and denominators."""
+    return {name: total / count for name, (total, count) in stats.items() if count}
 
 
 class RolloutStats:

@@ -105,7 +105,7 @@ def _read(run_dir: Path) -> dict[str, tuple[dict[str, Any], Dataset]]:
 def _card(
     run_dir: Path, iterations: dict[str, tuple[dict[str, Any], Dataset]], repo_id: str | None, license: str | None
 ) -> DatasetCard:
-    run = json.loads((run_dir / RUN_FILE).read_text()) if (run_dir / RUN_FILE).is_file() else {}
+    run = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8")) if (run_dir / RUN_FILE).is_file() else {}
     headers = {name: redact(manifest["header"]) for name, (manifest, _) in iterations.items()}
     (first, header), (_, rows) = next(iter(headers.items())), next(iter(iterations.values()))
     method = str(header.get("method", run.get("method", "an iterative method")))

@@ -1,0 +1,34 @@
+"""Batches of similar length whose order a resumed run finds again."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from ..rollouts.noise import derive_seed
+
+
+class GroupedByEpoch(Sampler):
+    """
+    A [`~transformers.trainer_pt_utils.LengthGroupedSampler`] whose shuffling follows from the seed and the epoch.
+
+    By itself it draws from the global generator, whose state in the middle of an epoch is not the one that the epoch began
+    with: a resumed run would shuffle once more, see some rows twice and others never.
+
+    Args:
+        grouped ([`~transformers.trainer_pt_utils.LengthGroupedSampler`]): Does the grouping.
+        seed (`int`): Of the run.
+        epoch (`Callable[[], int]`): Says which epoch is being iterated over.
+    """
+
+    def __init__(self, grouped: LengthGroupedSampler, seed: int, epoch: Callable[[], int]):
+        self.grouped, self.seed, self.epoch = grouped, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.grouped)
+
+    def __iter__(self) -> Iterator[int]:
+        seed = derive_seed(self.seed, "grouping", self.epoch()) & (2**63 - 1)
+        self.grouped.generator = torch.Generator().manual_seed(seed)
+        return iter(self.grouped)
