@@ -76,7 +76,9 @@ def run_moment(output_dir: str, overwrite: bool) -> datetime:
     moment = datetime.now().replace(microsecond=0)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if not overwrite:
-            moment = datetime.fromisoformat(json.loads(Path(output_dir, RUN_FILE).read_text())["rendered_on"])
+            moment = datetime.fromisoformat(
+                json.loads(Path(output_dir, RUN_FILE).read_text(encoding="utf-8"))["rendered_on"]
+            )
     # Processes that start on both sides of midnight render the same day.
     seconds = torch.tensor([int(moment.timestamp())], device=PartialState().device)
     return datetime.fromtimestamp(broadcast(seconds).item())
