@@ -104,3 +104,30 @@ def test_a_users_mistake_is_one_message_without_a_traceback(folder, argv, messag
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (folder / "mistake").exists()
+
+
+def test_an_old_run_stays_until_everything_else_has_been_checked(folder):
+    old = folder / "old"
+    (old / "checkpoint-7").mkdir(parents=True)
+    (old / "run.json").write_text("{}")
+    argv = [
+        "-m",
+        "trl_exbias.cli.bash",
+        "--config",
+        "recipe.yaml",
+        "--output_dir",
+        "old",
+        "--overwrite_output_dir",
+        "true",
+    ]
+    for mistake in (
+        ["--dataset_name", "tain.jsonl"],
+        ["--dataset_train_split", "tain"],
+        ["--model_name_or_path", "./modle"],
+    ):
+        done = call(*argv, *mistake, cwd=folder)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert mistake[1] in done.stderr
+        assert (old / "checkpoint-7").is_dir()
+    assert call(*argv, cwd=folder).returncode == 0
+    assert not (old / "checkpoint-7").exists()

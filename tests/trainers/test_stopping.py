@@ -5,6 +5,8 @@ import torch
 from transformers import TrainerCallback
 
 from trl_exbias import BASHConfig, BASHTrainer, RACConfig, RACTrainer
+from trl_exbias.rollouts.store import RolloutStore
+from trl_exbias.trainers import rollout_phase
 from trl_exbias.trainers.run_stopped import DegenerateRolloutsError, NonFiniteLossError
 
 from ..tiny import conversations, tiny_model
@@ -70,3 +72,64 @@ def test_a_run_whose_rollouts_are_all_degenerate_stops_and_can_go_on(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert {path: path.read_bytes() for path in tmp_path.glob("rollouts/*/*.parquet")} == stored
     assert again.state.global_step == 18
+
+
+def _rac(folder, **options):
+    args = config(
+        RACConfig,
+        folder,
+        **{
+            "sft_epochs": 0,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "max_new_tokens": 3,
+            "max_degenerate_rate": 0.5,
+            **options,
+        },
+    )
+    # A random model never ends its answers.
+    return trainer(RACTrainer, args, conversations(40))
+
+
+def test_cut_off_rollouts_are_told_of_with_the_first_shard(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(rollout_phase, "_MIN_SHARD_ROWS", 32)
+    told = []
+    monkeypatch.setattr(
+        rollout_phase, "warn_of_first", lambda *args: told.append(len(list(args[-1].glob("*.parquet"))))
+    )
+    _rac(tmp_path / "a", max_degenerate_rate=1.0).train()
+    assert told == [1], "when the first of two shards was on disk"
+    monkeypatch.undo()
+    _rac(tmp_path / "b", max_degenerate_rate=1.0).train()
+    first = next(record.getMessage() for record in caplog.records if "of the first" in record.getMessage())
+    assert "100% cut off at `max_new_tokens`" in first and "Raise `max_new_tokens`" in first
+
+
+def test_a_run_that_was_cut_off_may_be_resumed_with_a_higher_limit(tmp_path, caplog):
+    with pytest.raises(DegenerateRolloutsError, match="with another `max_new_tokens` the phase is rolled out again"):
+        _rac(tmp_path).train()
+    again = _rac(tmp_path, max_new_tokens=5, max_degenerate_rate=1.0)
+    again.train(resume_from_checkpoint=True)
+    assert "was made with another `max_new_tokens`" in caplog.text
+    rollouts = RolloutStore(tmp_path / "rollouts" / "iteration-1")
+    assert rollouts.manifest["header"]["max_new_tokens"] == 5
+    assert (tmp_path / "rollouts" / "iteration-1.superseded-1").is_dir()
+    # Resumed once more after the phase, with yet another limit: what was trained on stays.
+    last = _rac(tmp_path, max_new_tokens=7, max_degenerate_rate=1.0, num_train_epochs=1)
+    last.train(
+        resume_from_checkpoint=str(sorted(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-2])
+    )
+    assert rollouts.manifest["header"]["max_new_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size=True` is not supported together with rollouts"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "'batch_rebalance'` is not supported together with rollouts"),
+    ],
+)
+def test_what_rollouts_do_not_go_with_is_refused_where_something_rolls_out(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config(BASHConfig, tmp_path, **options)
+    config(BASHConfig, tmp_path, num_iterations=0, **options)
