@@ -60,7 +60,7 @@ def run(results: Results, sizes: dict) -> None:
             if key in results:
                 continue
             batch = sizes["training_rows"], sizes["rollout_batch_tokens"]
-            trainer = make_trainer(policy, model_args, prompt, response, *batch)
+            trainer = make_trainer(f"{folder}/run", policy, model_args, prompt, response, *batch)
             results.put(key, measure_steps(trainer, model_args, results["matrix_rate"], sizes["repeats"]))
             policy = trainer.model.unload()  # the adapter goes, the weights stay
             del trainer

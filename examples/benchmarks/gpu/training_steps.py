@@ -1,6 +1,5 @@
 """An SFT step and a BASH joint step, through the trainer's own code: tokens a second, share of the matrix rate, memory."""
 
-import tempfile
 from typing import Any
 
 import torch
@@ -19,7 +18,13 @@ from .random_policy import numbered_tokenizer
 
 
 def make_trainer(
-    model: PreTrainedModel, model_args: ModelConfig, prompt: int, response: int, rows: int, rollout_batch_tokens: int
+    folder: str,
+    model: PreTrainedModel,
+    model_args: ModelConfig,
+    prompt: int,
+    response: int,
+    rows: int,
+    rollout_batch_tokens: int,
 ) -> BASHTrainer:
     """A BASH trainer set up as `recipes/bash/mistral-7b-lora_gsm8k.yaml` is, on random tokens of these lengths."""
     vocab_size = model.config.vocab_size
@@ -36,7 +41,7 @@ def make_trainer(
         "learning_rate": 5e-5,
         "rollout_batch_tokens": rollout_batch_tokens,
     }
-    args = BASHConfig(tempfile.mkdtemp(prefix="bench-gpu-"), **{**QUIET, **precision(), **options})
+    args = BASHConfig(folder, **{**QUIET, **precision(), **options})
     trainer = BASHTrainer(
         model=model,
         args=args,
