@@ -75,6 +75,11 @@ class RunShape:
     shared: bool = True
     labels_prompts: bool = False
 
+    @property
+    def rolls_out(self) -> bool:
+        """Whether any iteration has rollouts."""
+        return any(self.branches(i + 1) for i in range(self.args.num_iterations))
+
     def branches(self, iteration: int) -> int:
         """Rollouts that a row has beside its gold branch."""
         match self.method:
@@ -162,9 +167,8 @@ def plan_phases(
     Args:
         num_rows (`int`, *optional*): Rows that the trainer trains on (turns, trajectories).
     """
-    rolls_out = args.num_iterations > 0 and any(shape.branches(i + 1) for i in range(args.num_iterations))
     joint_rows = num_rows
-    if num_rows is not None and rolls_out and args.sft_weight == 0 and args.num_rollouts is not None:
+    if num_rows is not None and shape.rolls_out and args.sft_weight == 0 and args.num_rollouts is not None:
         joint_rows = min(args.num_rollouts, num_rows)
     planned = phases_of(args, num_rows, joint_rows)
     plan = None
