@@ -133,8 +133,8 @@ class IterativeSFTTrainer(JointSFTTrainer):
         for name, value in (("data_collator", data_collator), ("compute_loss_func", kwargs.get("compute_loss_func"))):
             if value is not None:
                 raise ValueError(
-                    f"`{name}` is not supported: branches have their own layout and loss. To change them, subclass "
-                    f"{type(self).__name__}."
+                    f"`{name}` is not supported together with branches, which have their own layout and loss. To change the "
+                    f"loss, subclass {type(self).__name__} and override `score_branches`."
                 )
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
