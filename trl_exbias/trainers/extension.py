@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..errors import UsageError
 from .checkpoints import PLAN_SETTINGS, WHOLE, run_identity
 from .plan import RunPlan
 
@@ -36,7 +37,7 @@ def is_extension(trainer: "IterativeSFTTrainer", checkpoint: str) -> bool:
     before, plan = trainer.plan_for(SimpleNamespace(**{name: was[name] for name in PLAN_SETTINGS})), trainer.plan
     problem = _difference(before, plan, record.get("iteration", math.inf))
     if problem is not None:
-        raise ValueError(
+        raise UsageError(
             f"{checkpoint} cannot be resumed from: {'; '.join(changed)}. With that, {problem}. A run can be extended in the "
             "phase that it is in and by further ones: raise `num_iterations`, or give `epochs_per_iteration` a number for each "
             "iteration that leaves the first ones as they were."

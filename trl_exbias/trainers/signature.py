@@ -5,6 +5,8 @@ from typing import Any
 
 from trl import SFTTrainer
 
+from ..errors import UsageError, UsageTypeError
+
 
 _PARAMETERS = list(inspect.signature(SFTTrainer.__init__).parameters)[1:]
 _FURTHER = _PARAMETERS[_PARAMETERS.index("processing_class") + 1 :]
@@ -18,14 +20,16 @@ def named(trainer: type, positional: tuple[Any, ...], keywords: dict[str, Any]) 
         TypeError: for more arguments than TRL's trainer has, or one given twice.
     """
     if len(positional) > len(_FURTHER):
-        raise TypeError(
+        raise UsageTypeError(
             f"{trainer.__name__} takes {len(_PARAMETERS)} positional arguments, as SFTTrainer does; "
             f"{len(positional) - len(_FURTHER)} more were given."
         )
     by_position = dict(zip(_FURTHER, positional, strict=False))
     twice = sorted(by_position.keys() & keywords.keys())
     if twice:
-        raise TypeError(f"{trainer.__name__} got more than one value for {', '.join(f'`{name}`' for name in twice)}.")
+        raise UsageTypeError(
+            f"{trainer.__name__} got more than one value for {', '.join(f'`{name}`' for name in twice)}."
+        )
     return by_position | keywords
 
 
@@ -38,7 +42,7 @@ def check_loss_override(trainer: type, base: type) -> None:
     """
     owner = next(cls for cls in trainer.__mro__ if "compute_loss" in vars(cls))
     if owner is not base:
-        raise ValueError(
+        raise UsageError(
             f"{owner.__name__} overrides `compute_loss`, which is not supported together with branches: a joint batch has no "
             "`labels` and asks for no outputs. Override `score_branches` instead: it is given the branches of a micro-batch, "
             "with the kind and the weight of each label, and returns their loss. (With `num_iterations=0` nothing rolls out, "
