@@ -127,6 +127,17 @@ def test_what_would_stop_the_run_is_an_error(check, recipe, changes, expected):
     assert status == 2 and expected in messages(found), messages(found)
 
 
+def test_max_steps_that_ends_before_the_rollouts_is_a_warning(check, recipe):
+    status, found = check(recipe(max_steps=2))
+    assert status == 0
+    assert "steps: `max_steps=2` ends the run in its SFT phase" in messages(found, "warnings")
+
+
+def test_what_trl_takes_is_no_error_where_nothing_rolls_out(check, recipe):
+    status, found = check(recipe(num_iterations=0, packing=True, max_steps=2, dataset_streaming=True))
+    assert (status, messages(found), found["plan"]["data"]["rows"]) == (0, "", None)
+
+
 def test_rac_needs_a_reference_answer_to_show(check, recipe, folder):
     status, found = check(recipe(beta=None, max_new_tokens=8))
     assert (status, found["method"]) == (0, "rac")

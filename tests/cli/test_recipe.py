@@ -165,3 +165,41 @@ def test_recipes_for_trls_own_sft_are_parsed_by_it_and_have_bashs_settings(name)
     differing = {key for key in {*bash, *own} if bash.get(key) != own.get(key)}
     method = {"sft_epochs", "num_iterations", "num_train_epochs", "beta", "restart_lr_schedule", "neftune_noise_alpha"}
     assert differing <= method | {"output_dir"}
+
+
+def test_the_command_that_trls_script_documents_is_refused_for_packing_alone():
+    """`trl/scripts/sft.py`, with ours in place of it."""
+    argv = [
+        "--model_name_or_path",
+        "Qwen/Qwen2-0.5B",
+        "--dataset_name",
+        "trl-lib/Capybara",
+        "--learning_rate",
+        "2.0e-5",
+        "--num_train_epochs",
+        "1",
+        "--packing",
+        "--per_device_train_batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "8",
+        "--eos_token",
+        "<|im_end|>",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "100",
+        "--output_dir",
+        "Qwen2-0.5B-SFT",
+        "--push_to_hub",
+        "--use_cpu",
+        "--bf16",
+        "False",
+    ]
+    check_keys("bash", argv)
+    with pytest.raises(RecipeError) as error:
+        parse(classes("bash"), argv)
+    (line,) = error.value.problems
+    assert line.startswith("`packing=True` is not supported") and "1 problem\n" in str(error.value)
+    _, args, _, _ = parse(classes("bash"), [*argv, "--num_iterations", "0"])
+    assert args.packing

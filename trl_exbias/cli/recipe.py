@@ -88,7 +88,7 @@ def parse(dataclass_types: Iterable[type], argv: list[str]) -> tuple[Any, ...]:
     try:
         return parser.parse_args_and_config(argv)
     except ValueError as error:
-        raise RecipeError(path or "command line", str(error).splitlines()) from error
+        raise RecipeError(path or "command line", _listed(error)) from error
 
 
 def value_problems(parser: argparse.ArgumentParser, recipe: dict[str, Any]) -> list[tuple[str, str]]:
@@ -105,6 +105,16 @@ def exit_with(error: Exception) -> int:
     """Prints a user's mistake without a traceback and returns the exit status for it."""
     print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def _listed(error: ValueError) -> list[str]:
+    """The problems that a configuration lists under its headline; else the message's lines."""
+    headline, *items = str(error).splitlines()
+    return (
+        [item.removeprefix("- ") for item in items]
+        if headline.endswith(("problem", "problems"))
+        else [headline, *items]
+    )
 
 
 def _value_problem(key: str, value: Any, action: Any) -> str | None:

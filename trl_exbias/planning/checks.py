@@ -12,6 +12,7 @@ from ..correction import CorrectionTemplate
 from ..data import (
     check_tokenizer,
     check_train_dataset,
+    dataset_form,
 )
 from ..prompts import response_after_prompt
 from ..stop_tokens import stop_token_ids
@@ -96,6 +97,13 @@ def read_tokenizer(findings: Findings, hub: Hub, name: str, args: Any, **kwargs:
 def check_data(findings: Findings, rows: Dataset, args: Any, trainer_class: type) -> str | None:
     """The first rows have a form that the method can train on; returns the form."""
     with findings.collect("data"):
+        if args.is_plain_sft:
+            # What there is to look at in TRL's own training: pictures are not counted in tokens.
+            return (
+                None
+                if {"image", "images"} & {*rows.column_names}
+                else dataset_form(rows.column_names, args.dataset_text_field)
+            )
         form = check_train_dataset(rows, args.dataset_text_field)
         if form in trainer_class.dataset_forms:
             return form

@@ -75,7 +75,7 @@ def look(
 
 def _rows(findings: Findings, hub: Hub, arguments: "Arguments", kind: str) -> tuple[FirstRows | None, str | None]:
     data, mixture = arguments.data, arguments.mixture
-    if data.dataset_streaming or mixture.streaming:
+    if (data.dataset_streaming or mixture.streaming) and not arguments.config.is_plain_sft:
         findings.error(
             "data",
             "streamed data cannot be rolled out: every row is visited again in each iteration, by its number. Leave "
@@ -143,7 +143,12 @@ def _plan(
         num_rows = lengths.scaled(num_rows)
     elif method == "dad-dagger" or args.rollout_turns == "all":
         num_rows = None  # a row of the data is many of the run
+    if args.is_plain_sft and (args.packing or arguments.data.dataset_streaming or arguments.mixture.streaming):
+        num_rows = None  # several rows of the data are one of the run; a stream's are not counted
     phases, plan = plan_phases(shape, args, num_rows, placement.num_processes)
+    unreached = plan.unreached(args.max_steps) if plan is not None and shape.rolls_out else None
+    if unreached is not None:
+        findings.warn("steps", unreached)
     data = {
         "rows": num_rows,
         "is_bound": rows is not None and rows.is_bound,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..trainers.plan import Phase, RunPlan, batches_per_epoch
+from ..trainers.plan import Phase, RunPlan, batches_per_epoch, phases_of
 from .lengths import Lengths
 
 
@@ -74,6 +74,11 @@ class RunShape:
     lengths: Lengths | None
     shared: bool = True
     labels_prompts: bool = False
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether any iteration has rollouts."""
+        return any(self.branches(i + 1) for i in range(self.args.num_iterations))
 
     def branches(self, iteration: int) -> int:
         """Rollouts that a row has beside its gold branch."""
@@ -162,12 +167,10 @@ def plan_phases(
     Args:
         num_rows (`int`, *optional*): Rows that the trainer trains on (turns, trajectories).
     """
-    rolls_out = args.num_iterations > 0 and any(shape.branches(i + 1) for i in range(args.num_iterations))
     joint_rows = num_rows
-    if num_rows is not None and rolls_out and args.sft_weight == 0 and args.num_rollouts is not None:
+    if num_rows is not None and shape.rolls_out and args.sft_weight == 0 and args.num_rollouts is not None:
         joint_rows = min(args.num_rollouts, num_rows)
-    epochs = args.epochs_per_iteration or [args.num_train_epochs] * args.num_iterations
-    planned = [Phase(i, e, num_rows if i == 0 else joint_rows) for i, e in enumerate([args.sft_epochs, *epochs])]
+    planned = phases_of(args, num_rows, joint_rows)
     plan = None
     if num_rows is not None:
         batches = partial(batches_per_epoch, args, args.per_device_train_batch_size, num_processes)

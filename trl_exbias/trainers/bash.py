@@ -34,6 +34,10 @@ class BASHConfig(IterativeSFTConfig):
             found.append(f"`beta` must be a probability in [0, 1], got {self.beta!r}.")
         return found
 
+    @property
+    def is_plain_sft(self) -> bool:
+        return super().is_plain_sft or (self.beta == 0 and self.rollout_turns == "last")
+
 
 class BASHTrainer(IterativeSFTTrainer):
     """
@@ -68,7 +72,7 @@ class BASHTrainer(IterativeSFTTrainer):
     ```
     """
 
-    _tag_names = ["trl-exbias", "bash"]
+    _tag_names = ["trl", "trl-exbias", "bash"]
     _name = "BASH"
     _paper = {
         "title": "Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens",

@@ -35,6 +35,8 @@ _INHERITED = (
     *("gradient_accumulation_steps", "completion_only_loss", "assistant_only_loss", "neftune_noise_alpha", "loss_type"),
     *("dataloader_drop_last", "average_tokens_across_devices"),
 )
+#: How long the phases are: a run may be extended; see `extension`.
+PLAN_SETTINGS = ("max_steps", "num_train_epochs", "num_iterations", "sft_epochs", "epochs_per_iteration")
 # How fast, or how loudly, but not what: a run may be resumed with others.
 _FREE = ("rollout_engine", "vllm_", "rollout_batch_tokens", "num_rollouts_to_print", "overwrite_output_dir")
 # (What rollouts follow from is checked where they are: a phase that was trained on must be the same.)
@@ -85,7 +87,7 @@ def save_whole(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> None
             args.save_total_limit = limit
         trainer.processes.wait()
         if args.should_save:
-            _mark(folder, run_identity(trainer))
+            _mark(folder, run_identity(trainer), trainer._iteration)
     except Exception as error:
         # Whatever a writer raises (torch, safetensors, DeepSpeed: each its own) means the same: it is not there.
         if args.should_save:
@@ -170,7 +172,7 @@ def _check_same_run(folder: Path, identity: dict[str, Any]) -> None:
     differing = [
         f"`{key}` was {made_by.get(key)!r} and is now {identity.get(key)!r}"
         for key in dict.fromkeys([*made_by, *identity])
-        if made_by.get(key) != identity.get(key)
+        if key not in PLAN_SETTINGS and made_by.get(key) != identity.get(key)
     ]
     if differing:
         raise ValueError(
@@ -179,11 +181,13 @@ def _check_same_run(folder: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def _mark(folder: Path, identity: dict[str, Any]) -> None:
+def _mark(folder: Path, identity: dict[str, Any], iteration: int) -> None:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         flush(path)
         files[str(path.relative_to(folder))] = path.stat().st_size
     for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder.parent]:
         flush(path)
-    write_atomically(folder / WHOLE, json.dumps({"run": identity, "files": files}, indent=2).encode())
+    write_atomically(
+        folder / WHOLE, json.dumps({"run": identity, "iteration": iteration, "files": files}, indent=2).encode()
+    )

@@ -32,6 +32,7 @@ from ..trainable import freeze_all_but
 from ..trajectories import cut_documents, cut_responses
 from .dad_dagger_config import DaDDaggerConfig
 from .iterative import IterativeSFTTrainer
+from .signature import named
 from .soft_label_phase import SoftLabelPhase
 
 
@@ -65,7 +66,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     Args:
         teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             The teacher, or the folder or hub id of one or of a LoRA adapter. Default: `args.teacher_model_name_or_path`.
-        model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs:
+        model, args, data_collator, train_dataset, eval_dataset, processing_class, *more, **kwargs:
             As in [`IterativeSFTTrainer`].
 
     References: Pozzi et al., *Mitigating Exposure Bias in Large Language Model Distillation: an Imitation Learning
@@ -87,7 +88,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     ```
     """
 
-    _tag_names = ["trl-exbias", "dad-dagger"]
+    _tag_names = ["trl", "trl-exbias", "dad-dagger"]
     _name = "DaD-DAgger"
     _paper = {
         "title": "Mitigating exposure bias in large language model distillation: an imitation learning approach",
@@ -112,9 +113,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        *more: Any,
         teacher_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ):
+        kwargs = named(type(self), more, kwargs)
         args = self.config_class.of(args, model, type(self))
         _check_trainable(args, model, kwargs.get("peft_config"))
         if isinstance(model, str) and processing_class is None:

@@ -117,6 +117,10 @@ class DaDDaggerConfig(IterativeSFTConfig):
         return found
 
     @property
+    def is_plain_sft(self) -> bool:
+        return False  # the data are trajectories, also where nothing rolls out
+
+    @property
     def rollouts_in_use(self) -> int | None:
         """How many of the newest rollouts an iteration trains on; `None` if `aggregate` is not valid."""
         if self.aggregate == "all":

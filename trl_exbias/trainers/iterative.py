@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from ..branches import OWN_COLUMNS, PROMPT, ROW, Branch
 from ..conversations import message_columns, normalised, split_turns
@@ -35,18 +35,21 @@ from ..rollouts.vllm import check_vllm
 from ..stop_tokens import stop_token_ids, turn_end, unfinished_test
 from ..template_form import adapted, form_of
 from .checkpoints import checkpoint_to_resume, save_whole, whole_problem
+from .epoch_axis import EpochAxis
+from .extension import is_extension, resume_schedule
 from .finite import check_weights
 from .grouped import GroupedByEpoch
 from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint import JointSFTTrainer
 from .model_card import create_model_card, save_model_card
-from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
+from .plan import JOINT, PlannedEpoch, RunPlan, batches_per_epoch, phases_of
 from .preemption import Preemption
 from .processes import Processes
 from .rollout_phase import RolloutPhase, RolloutStats
 from .run_directory import RunRecorder, check_output_dir, clear_output_dir, run_moment
 from .schedule import restarting_schedule
+from .signature import check_loss_override, named
 from .unsupported import reject_unsupported
 from .vllm_phase import vllm_engine
 
@@ -67,23 +70,24 @@ class IterativeSFTTrainer(JointSFTTrainer):
 
     each mean over the label tokens of the whole global batch.
 
-    Requirements: a decoder-only model; a map-style dataset in one of TRL's forms; no packing.
+    Requirements: a decoder-only model; a map-style dataset in one of TRL's forms; no packing. Where nothing rolls out
+    (`num_iterations=0`, BASH with `beta=0`) whatever [`~trl.SFTTrainer`] takes is taken.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             As in [`~trl.SFTTrainer`].
         args ([`IterativeSFTConfig`], *optional*):
             Settings. TRL's own [`~trl.SFTConfig`] is accepted, with the loop's settings at their defaults.
-        data_collator (`None`):
-            Not supported: branches have their own layout.
-        train_dataset ([`~datasets.Dataset`]), eval_dataset, processing_class, **kwargs:
-            As in [`~trl.SFTTrainer`].
+        data_collator (`Callable`, *optional*):
+            As in [`~trl.SFTTrainer`] where nothing rolls out, else not supported: branches have their own layout.
+        train_dataset ([`~datasets.Dataset`]), eval_dataset, processing_class, *more, **kwargs:
+            As in [`~trl.SFTTrainer`], by position too.
 
     Raises:
         TypeError, ValueError: for data or settings that cannot be trained on, before the model is loaded where possible.
     """
 
-    _tag_names = ["trl-exbias", "iterative-sft"]
+    _tag_names = ["trl", "trl-exbias", "iterative-sft"]
     _name = "Iterative SFT"
     config_class = IterativeSFTConfig
     #: Forms of data (see `data.dataset_form`) in which the method makes sense.
@@ -97,20 +101,40 @@ class IterativeSFTTrainer(JointSFTTrainer):
         self,
         model: Any,
         args: IterativeSFTConfig | TrainingArguments | None = None,
-        data_collator: None = None,
-        train_dataset: Dataset | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        *more: Any,
         **kwargs: Any,
     ):
+        kwargs = named(type(self), more, kwargs)
         args = self.config_class.of(args, model, type(self))
+        self.rollout_stats = RolloutStats()
+        self.plan: RunPlan | None = None
+        self._iteration = self._epoch = 0
+        self._phase_started = 0.0
+        self._last_seconds: dict[str, float] = {}
+        self._is_extended = False
+        self._iteration_best: IterationBest | None = None
+        #: When the run began: what its chat template prints, also where it is resumed on another day.
+        self.rendered_on = run_moment(args.output_dir, args.overwrite_output_dir and not args.resume_from_checkpoint)
+        #: The tokenizer's own template at that moment: what inference renders with.
+        self.inference_template: str | None = None
+        if args.is_plain_sft:
+            # Nothing is refused, nor changed, that TRL's own trainer takes.
+            super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+            self._set_up_plain_sft()
+            self._set_up_patience()
+            return
+        check_loss_override(type(self), JointSFTTrainer)
         if args.rollout_engine == "vllm" and args.vllm_server_base_url is None:
             check_vllm()
         for name, value in (("data_collator", data_collator), ("compute_loss_func", kwargs.get("compute_loss_func"))):
             if value is not None:
                 raise ValueError(
-                    f"`{name}` is not supported: branches have their own layout and loss. To change them, subclass "
-                    f"{type(self).__name__}."
+                    f"`{name}` is not supported together with branches, which have their own layout and loss. To change the "
+                    f"loss, subclass {type(self).__name__} and override `score_branches`."
                 )
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
@@ -121,10 +145,6 @@ class IterativeSFTTrainer(JointSFTTrainer):
                 f"form {form} (columns: {', '.join(train_dataset.column_names)})."
             )
         self._dataset_form = form
-        #: When the run began: what its chat template prints, also where it is resumed on another day.
-        self.rendered_on = run_moment(args.output_dir, args.overwrite_output_dir and not args.resume_from_checkpoint)
-        #: The tokenizer's own template at that moment: what inference renders with.
-        self.inference_template: str | None = None
         if processing_class is None and isinstance(model, str):
             # Loaded ahead of the weights, so that a tokenizer that cannot do the job is found before they are.
             processing_class = AutoProcessor.from_pretrained(
@@ -149,16 +169,14 @@ class IterativeSFTTrainer(JointSFTTrainer):
         )
         reject_unsupported(self)
         self._set_up_branches()
-        self.rollout_stats = RolloutStats()
         self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset, args.max_length)
         self.train_dataset = self.train_dataset.add_column(ROW, np.arange(len(self.train_dataset)))
         report_cut_responses(self.response_lengths, args.max_length)
-        self.plan: RunPlan | None = None
-        self._iteration = self._epoch = 0
-        self._phase_started = 0.0
         self._joint_data: torch.utils.data.Dataset = self.train_dataset
-        self._iteration_best: IterationBest | None = None
-        if args.iteration_patience is not None:
+        self._set_up_patience()
+
+    def _set_up_patience(self) -> None:
+        if self.args.iteration_patience is not None:
             self._iteration_best = IterationBest(self)
             self.add_callback(self._iteration_best)
 
@@ -222,7 +240,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if formatting_func is None:
             dataset = self._normalised(dataset, processing_class, args)
-        if dataset_name != "train":
+        if args.is_plain_sft or dataset_name != "train":
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         form = self._dataset_form
         if args.rollout_turns == "all" and form in ("messages", "prompt-completion"):
@@ -254,6 +272,8 @@ class IterativeSFTTrainer(JointSFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
+        if self.args.is_plain_sft:
+            return
         for column in (*OWN_COLUMNS, ROW, "branches", "soft_labels"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
@@ -261,15 +281,18 @@ class IterativeSFTTrainer(JointSFTTrainer):
     # The plan
 
     def set_initial_training_values(self, args, dataloader):
-        rows = len(self.train_dataset)
-        joint_rows = rows
-        if self.rolls_out and args.sft_weight == 0 and args.num_rollouts is not None:
-            joint_rows = min(args.num_rollouts, int((self.response_lengths > 0).sum()))
-        phases = [Phase(0, args.sft_epochs, rows)]
-        epochs = args.epochs_per_iteration or [args.num_train_epochs] * args.num_iterations
-        phases += [Phase(i, num_epochs, joint_rows) for i, num_epochs in enumerate(epochs, start=1)]
+        as_in_trl = super().set_initial_training_values(args, dataloader)
+        if not has_length(dataloader):
+            return as_in_trl
         batches = partial(batches_per_epoch, args, self._train_batch_size, self.accelerator.num_processes)
-        self.plan = RunPlan(phases, batches, args.gradient_accumulation_steps, args.max_steps)
+        if args.is_plain_sft:
+            steps_in_epoch = as_in_trl[5]  # packed, sharded by sequence, or batched by a sampler of the user's
+            batches = lambda num_rows: steps_in_epoch  # noqa: E731
+        self.plan_for = partial(self._make_plan, batches=batches)
+        self.plan = self.plan_for(args)
+        unreached = self.plan.unreached(args.max_steps) if self.rolls_out else None
+        if unreached is not None:
+            logger.warning(unreached)
         first = self.plan.epochs[0]
         return (
             len(self.plan.epochs),
@@ -281,20 +304,36 @@ class IterativeSFTTrainer(JointSFTTrainer):
             self.plan.total_steps,
         )
 
+    def _make_plan(self, settings: Any, batches: Callable[[int], int]) -> RunPlan:
+        """The plan that some settings make of the data at hand."""
+        joint_rows = rows = len(self.train_dataset)
+        if self.rolls_out and self.args.sft_weight == 0 and self.args.num_rollouts is not None:
+            joint_rows = min(self.args.num_rollouts, int((self.response_lengths > 0).sum()))
+        phases = phases_of(settings, rows, joint_rows)
+        return RunPlan(phases, batches, self.args.gradient_accumulation_steps, settings.max_steps)
+
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ):
-        super()._init_training_state(
+        in_trl = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if self.plan is None:
+            return in_trl
+        self._is_extended = resume_from_checkpoint is not None and is_extension(self, resume_from_checkpoint)
         if self._iteration_best is not None:
             self._iteration_best.replay()
             self.state.max_steps = self.plan.total_steps
         epoch, updates = self.plan.locate(self.state.global_step)
         return epoch, 0 if self.args.ignore_data_skip else updates * self.args.gradient_accumulation_steps
 
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.plan is not None and self._is_extended:
+            resume_schedule(self)
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        if not self.args.restart_lr_schedule or self.lr_scheduler is not None:
+        if not self.args.restart_lr_schedule or self.lr_scheduler is not None or self.plan is None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
         self.lr_scheduler = restarting_schedule(self.args, optimizer, self.plan.segments())
@@ -326,22 +365,24 @@ class IterativeSFTTrainer(JointSFTTrainer):
         if self.processes.writes_files and self.args.overwrite_output_dir and not resume_from_checkpoint:
             clear_output_dir(self.args.output_dir)
         self.processes.wait()
-        own = [PROMPT] if PROMPT in self.train_dataset.column_names else []
-        self.data_fingerprint = rows_fingerprint(self.train_dataset, ("input_ids", "labels", *own))
+        self.data_fingerprint = self._identity_of_data()
         resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         config = base_causal_lm(self.model).config
+        rows = len(self.train_dataset) if has_length(self.train_dataset) else None
         recorder = RunRecorder(
             {
                 "method": self._name,
                 "model": config._name_or_path,
                 "model_revision": getattr(config, "_commit_hash", None),
                 "data": self.data_fingerprint,
-                "rows": len(self.train_dataset),
+                "rows": rows,
                 "rendered_on": self.rendered_on.isoformat(),
             }
         )
         self.preemption = Preemption(self)
         self._iteration = -1
+        axis = EpochAxis(self)
+        self.callback_handler.callbacks.insert(0, axis)  # before whoever reads `state.epoch`
         for callback in (recorder, self.preemption):
             self.add_callback(callback)
         try:
@@ -351,10 +392,21 @@ class IterativeSFTTrainer(JointSFTTrainer):
                     self.preemption.leave(f"step {self.state.global_step} is saved in {self.args.output_dir}")
                 return result
         finally:
-            for callback in (recorder, self.preemption):
+            for callback in (axis, recorder, self.preemption):
                 self.remove_callback(callback)
 
+    def _identity_of_data(self) -> str | None:
+        """What a resumed run's data must equal; `None` for a stream, or rows that are not tokenized ahead."""
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        if isinstance(self.train_dataset, Dataset) and {"input_ids", "labels"} <= set(columns):
+            own = {PROMPT} & set(columns)
+            return rows_fingerprint(self.train_dataset, ("input_ids", "labels", *own))
+        return None
+
     def _run_epoch(self, *, model, epoch, train_dataloader, trial, **kwargs):
+        if self.plan is None:  # a stream: its epochs are TRL's
+            super()._run_epoch(model=model, epoch=epoch, train_dataloader=train_dataloader, trial=trial, **kwargs)
+            return
         if epoch >= len(self.plan.epochs):  # left out when an iteration ended early
             self.control.should_training_stop = True
             return
@@ -367,8 +419,9 @@ class IterativeSFTTrainer(JointSFTTrainer):
         kwargs |= {"steps_in_epoch": entry.num_batches, "num_update_steps_per_epoch": entry.num_updates}
         super()._run_epoch(model=model, epoch=epoch, train_dataloader=train_dataloader, trial=trial, **kwargs)
         following = self.plan.epochs[epoch + 1 : epoch + 2]
-        if not following or following[0].iteration != entry.iteration or self.control.should_training_stop:
-            self._end_phase(entry)
+        is_last = not following or self.control.should_training_stop
+        if is_last or following[0].iteration != entry.iteration:
+            self._end_phase(entry, is_last)
 
     def _begin_phase(self, model, entry: PlannedEpoch, trial) -> None:
         first_step = self.plan.first_step(entry.iteration)
@@ -380,11 +433,14 @@ class IterativeSFTTrainer(JointSFTTrainer):
             self._use_rollouts(model, entry, trial)
         self._phase_started = time.perf_counter()
 
-    def _end_phase(self, entry: PlannedEpoch) -> None:
+    def _end_phase(self, entry: PlannedEpoch, is_last: bool) -> None:
         spent = {f"seconds/{entry.phase}": time.perf_counter() - self._phase_started}
         if self.args.device.type == "cuda":
             spent["memory/device_peak_bytes"] = torch.cuda.max_memory_allocated(self.args.device)
-        self.log_now(spent)
+        if is_last:
+            self._last_seconds = spent  # with the summary: the logs of SFT alone have the entries that TRL's have
+        else:
+            self.log_now(spent)
         if self._iteration_best is not None:
             self._iteration_best.restore(entry.iteration, self.state.global_step)
         for callback in self.callback_handler.callbacks:
@@ -393,6 +449,11 @@ class IterativeSFTTrainer(JointSFTTrainer):
                 callback.on_iteration_end(
                     self.args, self.state, self.control, model=self.model, iteration=entry.iteration
                 )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:
+            logs.update(self._last_seconds)
+        super().log(logs, start_time)
 
     def _use_rollouts(self, model, entry: PlannedEpoch, trial) -> None:
         """Rolls out with the policy at hand, or reads what it rolled out before the run was interrupted."""

@@ -1,5 +1,6 @@
 """Configuration of the iterative trainers."""
 
+import logging
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,8 @@ from trl import SFTConfig
 from ..conversations import TEMPLATE_KWARGS, template_kwargs_of
 from ..rollouts.vllm_verbs import MIX_STRATEGIES
 
+
+logger = logging.getLogger(__name__)
 
 ENGINES = ("transformers", "vllm")
 TURNS = ("last", "all")
@@ -214,34 +217,16 @@ class IterativeSFTConfig(SFTConfig):
             template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
         except ValueError as error:
             found.append(str(error))
-        for name, reason in (
-            ("packing", "a packed row mixes several contexts; branches share one context already"),
-            ("padding_free", "it flattens a batch into one row, which branches cannot share"),
-        ):
-            if getattr(self, name):
-                found.append(f"`{name}=True` is not supported together with branches ({reason}). Set `{name}=False`.")
-        if self.truncation_mode != "keep_start":
-            found.append(
-                f"`truncation_mode={self.truncation_mode!r}` would cut the prompt; only 'keep_start' is supported."
-            )
-        if self.label_smoothing_factor:
-            found.append("`label_smoothing_factor` is not supported: it needs the full logits, which are never built.")
-        if self.auto_find_batch_size and _number(self.num_iterations) != 0:
-            found.append(
-                "`auto_find_batch_size=True` is not supported together with rollouts: after an out-of-memory error it starts "
-                "the run again, with weights that have been trained already. Lower `per_device_train_batch_size` and raise "
-                "`gradient_accumulation_steps` instead; `exbias check` plans the memory."
-            )
-        if self.train_sampling_strategy == "batch_rebalance" and _number(self.num_iterations) != 0:
-            found.append(
-                "`train_sampling_strategy='batch_rebalance'` is not supported together with rollouts: its batches have as many "
-                "rows as their gold lengths suggest, which branches change. Use 'group_by_length'."
-            )
-        if self.enable_jit_checkpoint:
-            found.append("`enable_jit_checkpoint` is not needed: a run saves at SIGTERM by itself. Leave it off.")
+        if not self.is_plain_sft:
+            found += _problems_with_branches(self)
         if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:
             found.append("`num_iterations=0` and `sft_epochs=0` leave nothing to train.")
         return found
+
+    @property
+    def is_plain_sft(self) -> bool:
+        """Whether nothing rolls out and the data are TRL's own: the run is SFT, and whatever [`~trl.SFTTrainer`] takes is taken."""
+        return self.num_iterations == 0 and self.rollout_turns == "last"
 
     def rollout_settings(self) -> dict[str, Any]:
         """The settings that the rollouts of a run depend on."""
@@ -263,7 +248,52 @@ class IterativeSFTConfig(SFTConfig):
         if isinstance(args, IterativeSFTConfig):
             raise TypeError(f"{trainer.__name__} takes a {cls.__name__}, got a {type(args).__name__}.")
         own = {f.name for f in fields(cls) if f.init}
-        return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init and f.name in own})
+        config = cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init and f.name in own})
+        for name, value in vars(args).items():  # what a subclass of TRL's has besides
+            if not (name.startswith("_") or name in vars(config) or hasattr(cls, name)):
+                setattr(config, name, value)
+        logger.warning(
+            f"`num_train_epochs={args.num_train_epochs:g}` of the {type(args).__name__} counts for each iteration: this run is "
+            f"{config.sft_epochs:g} epochs of SFT and {config.num_iterations} iteration(s) of {config.num_train_epochs:g} epochs. "
+            f"A {cls.__name__} sets `sft_epochs` and `num_iterations`."
+        )
+        return config
+
+
+def _problems_with_branches(args: IterativeSFTConfig) -> list[str]:
+    """Settings of TRL's that a run with rollouts cannot have; each is on the page "Differences from SFTTrainer"."""
+    found = [
+        f"`{name}=True` is not supported together with branches ({reason}). Set `{name}=False`."
+        for name, reason in (
+            ("packing", "a packed row mixes several contexts; branches share one context already"),
+            ("padding_free", "it flattens a batch into one row, which branches cannot share"),
+        )
+        if getattr(args, name)
+    ]
+    if args.truncation_mode != "keep_start":
+        found.append(
+            f"`truncation_mode={args.truncation_mode!r}` would cut the prompt; only 'keep_start' is supported together with "
+            "branches."
+        )
+    if args.label_smoothing_factor:
+        found.append(
+            "`label_smoothing_factor` is not supported together with branches: it needs the full logits, which are never "
+            "built. Set it to 0."
+        )
+    if args.enable_jit_checkpoint:
+        found.append("`enable_jit_checkpoint` is not needed: a run saves at SIGTERM by itself. Leave it off.")
+    if args.auto_find_batch_size:
+        found.append(
+            "`auto_find_batch_size=True` is not supported together with rollouts: after an out-of-memory error it starts "
+            "the run again, with weights that have been trained already. Lower `per_device_train_batch_size` and raise "
+            "`gradient_accumulation_steps` instead; `exbias check` plans the memory."
+        )
+    if args.train_sampling_strategy == "batch_rebalance":
+        found.append(
+            "`train_sampling_strategy='batch_rebalance'` is not supported together with rollouts: its batches have as many "
+            "rows as their gold lengths suggest, which branches change. Use 'group_by_length'."
+        )
+    return found
 
 
 def _number(value: Any) -> float:

@@ -48,6 +48,13 @@ class JointSFTTrainer(SFTTrainer):
         self._layout_decided = False
         self._joint_sums = JointSums(self.kinds)
 
+    def _set_up_plain_sft(self) -> None:
+        """In place of `_set_up_branches`, where there will be none: tags and means as everywhere, all else TRL's."""
+        self.model_accepts_loss_kwargs = True
+        self.kinds = (GOLD,)
+        self._joint_sums = JointSums(self.kinds)
+        self.model.add_model_tags(["sft"])
+
     def loss_terms(self) -> list[LossTerm]:
         """The joint objective: by default one mean over gold labels and one over each other kind's."""
         rollouts = [LossTerm((kind,), self.args.rollout_weight) for kind in self.branch_kinds]
@@ -87,6 +94,8 @@ class JointSFTTrainer(SFTTrainer):
         return counts
 
     def _prepare_input(self, data):
+        if not isinstance(self.data_collator, BranchCollator):
+            return super()._prepare_input(data)
         # Under DeepSpeed, transformers casts every floating-point input to the training's type, for models that read sounds
         # or pictures. Ours are log-probabilities, weights and a teacher's states: eight bits of them would be another loss.
         if isinstance(data, torch.Tensor) and data.is_floating_point():

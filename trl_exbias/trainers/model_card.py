@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import ModelCardData
+from transformers.trainer_utils import has_length
 
 from ..modeling import base_causal_lm
 from .markdown import fence, hub_link, plain, table
@@ -126,7 +127,7 @@ def _facts(trainer: Any, dataset_name: str | None) -> list[tuple[str, str]]:
         ("Base model's revision", getattr(config, "_commit_hash", None)),
         ("Data", dataset_name),
         ("Data's revision", ", ".join(_revisions(trainer.train_dataset)) or None),
-        ("Rows", len(trainer.train_dataset)),
+        ("Rows", len(trainer.train_dataset) if has_length(trainer.train_dataset) else None),
         ("Identity of the tokenized rows", getattr(trainer, "data_fingerprint", None)),
         ("Steps", trainer.state.global_step or None),
         ("Seed", trainer.args.seed),

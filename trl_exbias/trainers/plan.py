@@ -7,6 +7,7 @@ drop rows, in their length, so the plan is made once, up front, from row counts 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -81,6 +82,7 @@ class RunPlan:
         for phase in phases:
             budget = math.ceil(phase.num_epochs * self._updates(phase.num_rows))
             self._append(phase, budget)
+        self._planned = {phase.iteration: self.num_updates(phase.iteration) for phase in phases}
         if max_steps > 0:
             self._append(phases[-1], max_steps - self.total_steps)
             self._cut(max_steps)
@@ -93,6 +95,34 @@ class RunPlan:
     def num_samples(self) -> int:
         """Rows read over the whole run, counting a row each time."""
         return sum(epoch.num_rows for epoch in self.epochs)
+
+    def num_updates(self, iteration: int) -> int:
+        """Optimizer updates of a phase."""
+        return sum(epoch.num_updates for epoch in self.epochs if epoch.iteration == iteration)
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the data in the first `step` updates, as `Trainer` counts them; a shortened one counts in part."""
+        passes = 0.0
+        for epoch in self.epochs:
+            whole = self._batches_per_epoch(epoch.num_rows)
+            if step <= epoch.last_step:
+                return passes + min((step - epoch.first_step) * self._accumulation, epoch.num_batches) / whole
+            passes += epoch.num_batches / whole
+        return passes
+
+    def unreached(self, max_steps: int) -> str | None:
+        """What a run does not come to because `max_steps` ends it, as a warning; `None` if it comes to all."""
+        left_out = [i for i, planned in self._planned.items() if planned and not self.num_updates(i)]
+        if not left_out:
+            return None
+        last, first = self.epochs[-1].iteration, left_out[0]
+        if last == 0:
+            return (
+                f"`max_steps={max_steps}` ends the run in its SFT phase of {self._planned[0]} steps: nothing is rolled out. "
+                "Raise it, or lower `sft_epochs`."
+            )
+        missing = f"iteration {first} is" if len(left_out) == 1 else f"iterations {first} to {left_out[-1]} are"
+        return f"`max_steps={max_steps}` ends the run in iteration {last}: {missing} left out."
 
     def segments(self) -> list[tuple[int, int]]:
         """`(first step, number of steps)` of each phase, in order."""
@@ -158,6 +188,19 @@ class RunPlan:
             taken = max_steps - last.first_step
             kept[-1] = PlannedEpoch(last.iteration, last.first_step, taken, taken * self._accumulation, last.num_rows)
         self.epochs = kept
+
+
+def phases_of(settings: Any, rows: int, joint_rows: int) -> list[Phase]:
+    """
+    The phases that some settings ask for.
+
+    Args:
+        settings (`Any`): Has `sft_epochs`, `num_iterations`, `num_train_epochs` and `epochs_per_iteration`.
+        rows, joint_rows (`int`): Of the data set of the SFT phase, and of those of the iterations.
+    """
+    epochs = settings.epochs_per_iteration or [settings.num_train_epochs] * settings.num_iterations
+    joint = [Phase(i, num_epochs, joint_rows) for i, num_epochs in enumerate(epochs, start=1)]
+    return [Phase(0, settings.sft_epochs, rows), *joint]
 
 
 def batches_per_epoch(args: TrainingArguments, batch_size: int, num_processes: int, num_rows: int) -> int:

@@ -77,7 +77,7 @@ class RACTrainer(IterativeSFTTrainer):
     ```
     """
 
-    _tag_names = ["trl-exbias", "rac"]
+    _tag_names = ["trl", "trl-exbias", "rac"]
     _name = "RAC"
     _paper = BASHTrainer._paper
     config_class = RACConfig

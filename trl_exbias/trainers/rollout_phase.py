@@ -158,7 +158,8 @@ class RolloutPhase:
         other = [key for key in ("policy", *_MAY_CHANGE) if stored.get(key) != header.get(key)]
         if not other:
             return
-        self.store.check({**header, **{key: stored.get(key) for key in other}})
+        # A run that was extended comes here later, too.
+        self.store.check({**header, **{key: stored.get(key) for key in (*other, "policy_step")}})
         folder, n = self.store.folder, 1
         while (aside := folder.with_name(f"{folder.name}.superseded-{n}")).exists():
             n += 1

@@ -8,6 +8,7 @@ from ..data import Example
 
 
 _PROMPT_TOKENS = 40  # the end of a long prompt is what the response answers
+_CORRECTIONS = 12  # labels of a branch; their number says the rest
 
 
 def print_rollouts(
@@ -34,13 +35,15 @@ def print_rollouts(
     for branch in rollouts.select(range(min(num_rows, len(rollouts)))):
         example = Example.from_row(branch["example_id"], gold[branch["example_id"]])
         response = example.response_ids
-        marked, labels = Text(), Text()
+        marked, corrections = Text(), []
         for j, (token, label) in enumerate(zip(branch["input_ids"], branch["labels"], strict=True)):
             differs_from_gold = branch["kind"] == "mixed" and j < len(response) and token != response[j]
             corrected = label not in (token, -100)
             marked.append(decode([token]), style="bold magenta" if differs_from_gold or corrected else "")
             if corrected:
-                labels.append(f"{decode([token])!r} → {decode([label])!r}  ")
+                corrections.append(f"{decode([token])!r} → {decode([label])!r}")
+        if len(corrections) > _CORRECTIONS:
+            corrections[_CORRECTIONS:] = [f"… and {len(corrections) - _CORRECTIONS} more"]
         prompt = decode(example.context_ids[-_PROMPT_TOKENS:])
-        table.add_row(Text(prompt), Text(decode(response)), marked, labels)
+        table.add_row(Text(prompt), Text(decode(response)), marked, Text("  ".join(corrections)))
     Console().print(table)

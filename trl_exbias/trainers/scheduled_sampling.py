@@ -54,7 +54,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
     ```
     """
 
-    _tag_names = ["trl-exbias", "scheduled-sampling"]
+    _tag_names = ["trl", "trl-exbias", "scheduled-sampling"]
     _name = "Scheduled sampling"
     _paper = {
         "title": "Scheduled Sampling for Sequence Prediction with Recurrent Neural Networks",

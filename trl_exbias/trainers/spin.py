@@ -100,7 +100,7 @@ class SPINTrainer(IterativeSFTTrainer):
     ```
     """
 
-    _tag_names = ["trl-exbias", "spin"]
+    _tag_names = ["trl", "trl-exbias", "spin"]
     _name = "SPIN"
     _paper = {
         "title": "Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models",
