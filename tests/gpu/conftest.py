@@ -55,7 +55,6 @@ def _full_float32():
     """Products of float32 are not rounded to TF32, and nothing of one test's memory is left to the next."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
     yield
     torch.set_float32_matmul_precision(before)
     if ON_CUDA:
@@ -70,7 +69,8 @@ def record(request, tmp_path_factory):
         _findings_path.append(Path(folder or tmp_path_factory.getbasetemp()) / "gpu_tests.json")
 
     def write(**findings: object) -> None:
-        _findings.setdefault(request.node.name, {}).update(findings)
+        name = request.node.nodeid.rpartition("/")[2]
+        _findings.setdefault(name, {}).update(findings)
         # At once: a run that is cut off keeps what it has found.
         _findings_path[0].write_text(json.dumps({"machine": _machine(), "findings": _findings}, indent=1))
 

@@ -1,13 +1,20 @@
 """Random models of a size at which kernels and memory matter, made on the device."""
 
 import copy
-import functools
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from examples.benchmarks.gpu.random_policy import random_policy
 from trl_exbias.demo.embedded_model import embedded_model_folder, is_made
+from trl_exbias.demo.word_problems import word_problems
 
 from .device import DEVICE, on_gpu_or_cpu
 
@@ -42,16 +49,21 @@ def mid_policy(family: str = "qwen2", dtype: torch.dtype = torch.float32, **chan
     return policy
 
 
-def in_float32(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights, computing in float32."""
-    return copy.deepcopy(model).float()
-
-
-@functools.cache
-def smollm2_tokenizer():
-    return AutoTokenizer.from_pretrained(embedded_model_folder())
+def more_precise(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights, computing in float32 where they are in half precision, and in float64 where in float32."""
+    return copy.deepcopy(model).to(torch.float64 if model.dtype == torch.float32 else torch.float32)
 
 
 def smollm2(dtype: torch.dtype) -> PreTrainedModel:
     """SmolLM2-135M-Instruct, which is at hand where [`HAS_SMOLLM2`] is true; it is never fetched."""
     return AutoModelForCausalLM.from_pretrained(embedded_model_folder(), dtype=dtype).to(DEVICE).eval()
+
+
+def smollm2_rows(number: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and gold responses that SmolLM2 can make sense of, in its tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_folder())
+    rows = word_problems(number, seed=3)
+    return (
+        [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"] for row in rows],
+        [tokenizer(row["completion"][0]["content"] + "<|im_end|>")["input_ids"] for row in rows],
+    )
