@@ -97,8 +97,9 @@ def assert_close(found: dict[str, object]) -> None:
     assert found["relative distance of the weights"] < 0.02
 
 
-@pytest.mark.quick_on_cpu
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.quick_on_cpu] * (name == "BASH")) for name in METHODS]
+)
 def test_runs_of_one_seed_and_resumed_ones_are_the_same_run_but_for_rounding(tmp_path, method, record):
     first = run(tmp_path / "first", method)
     assert all(0 < loss < 20 for loss in first.losses)
