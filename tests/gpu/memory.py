@@ -103,6 +103,11 @@ def _tensors(tree) -> list[torch.Tensor]:
 def metered() -> Iterator[Meter]:
     """Meters the block: of tensors that stand before it, a CPU's meter knows nothing."""
     if ON_CUDA:
+        for dtype in (torch.float32, torch.bfloat16):
+            # cuBLAS takes its workspace at first use, and keeps it.
+            a = torch.ones(64, 64, dtype=dtype, device=DEVICE)
+            torch.nn.functional.linear(a, a, a[0])
+        del a
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -20,7 +20,7 @@ from .memory import Meter, metered
 
 
 # Tokens of a prompt and a response. Every other row is a token shorter, so that there is a mask.
-PROMPT, RESPONSE = on_gpu_or_cpu((384, 384), (80, 32))
+PROMPT, RESPONSE = on_gpu_or_cpu((640, 128), (80, 32))
 #: Rows of a micro-batch, and in all.
 ROWS, ALL_ROWS = on_gpu_or_cpu((8, 64), (4, 16))
 #: Of one rollout batch: a full one, and some rows are left.

@@ -98,12 +98,15 @@ def teacher_moment(stand: Standing, teacher: ModelFacts, batch_tokens: int) -> M
 
 
 def reading(facts: ModelFacts, tokens: int, placement: Placement) -> int:
-    """Bytes of a forward without a backward: hidden states in and out of a layer, and three times its widest part."""
+    """Bytes of a forward without a backward: hidden states in and out of a layer, and three times its widest part or four."""
     computes_in = compute_dtype(placement, facts.head_dtype)
     # Mixed precision leaves the hidden states between the layers in the weights' type.
     between = computes_in if casts_model(placement) else facts.head_dtype
     width = max((p.shape[0] for p in facts.parameters if p.layer is not None and len(p.shape) > 1), default=0)
-    return tokens * (4 * facts.hidden_size * between.itemsize + 3 * width * computes_in.itemsize)
+    # PEFT casts what goes into an adapter to its float32, and casts it back.
+    adapted = computes_in != torch.float32 and any(p.trained and p.dtype == torch.float32 for p in facts.parameters)
+    wide = 4 if adapted and facts.head_dtype == computes_in else 3
+    return tokens * (4 * facts.hidden_size * between.itemsize + wide * width * computes_in.itemsize)
 
 
 def logits(vocab_size: int, positions: int, tiles: float) -> int:
