@@ -24,8 +24,9 @@ demo: setup
 	$(VENV)/bin/exbias demo
 
 # Files side by side, each worker with one thread: models are tiny, and threads that wait for each other cost more than they do.
+# Of the GPU tests, those that are quick on a CPU.
 test: setup lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 25
+	EXBIAS_GPU_TESTS_DEVICE=cpu-quick OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 25
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile

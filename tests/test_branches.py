@@ -1,7 +1,5 @@
 """The shared layout against separate rows: the same losses, the same gradients, whatever stands beside them."""
 
-import random
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,22 +10,15 @@ from trl.trainer.utils import add_fused_lm_head
 from trl_exbias.branches import (
     GOLD,
     Branch,
-    BranchCollator,
     BranchedExample,
     branch_attention_mask,
     check_shared_context,
 )
-from trl_exbias.losses import count_labels, sum_by_kind
+from trl_exbias.losses import count_labels
 
+from .layouts import KINDS, collator, gradients, losses_by_kind, random_examples
 from .reference.losses import sequence_nll
 from .tiny import VOCAB_SIZE, tiny_model
-
-
-KINDS = (GOLD, "mixed", "own")
-
-
-def collator(**options) -> BranchCollator:
-    return BranchCollator(base=lambda rows: rows, kinds=KINDS, pad_token_id=0, **options)
 
 
 tokens = st.integers(1, VOCAB_SIZE - 1)
@@ -54,47 +45,11 @@ def examples(draw):
     return BranchedExample(*some(0 if differ else 1), [draw(branches(GOLD)), *own], gold_rest, prompt_rest)
 
 
-def losses_by_kind(model, batch: dict) -> torch.Tensor:
-    """Summed NLL of each kind, through TRL's fused LM head, as the trainer computes it."""
-    inputs = {"input_ids": batch["input_ids"], "shift_labels": batch["shift_labels"]}
-    if "segment_ids" in batch:
-        inputs["position_ids"] = batch["position_ids"]
-        inputs["attention_mask"] = branch_attention_mask(batch["segment_ids"], model.config)
-    else:
-        inputs["attention_mask"] = batch["attention_mask"]
-    output = model(**inputs, fused_lm_head=True)
-    return sum_by_kind(-output.log_probs * batch["branch_weights"], batch["branch_kinds"], len(KINDS))
-
-
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def model(request):
     model = tiny_model(attn_implementation=request.param)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     return model
-
-
-def random_examples(num: int, seed: int = 0) -> list[BranchedExample]:
-    generator = random.Random(seed)
-
-    def ids(low, high):
-        return [generator.randrange(1, VOCAB_SIZE) for _ in range(generator.randint(low, high))]
-
-    def branch(kind):
-        own = ids(1, 12)
-        return Branch(kind, own, [generator.choice([-100, token, generator.randrange(VOCAB_SIZE)]) for token in own])
-
-    found = []
-    for _ in range(num):
-        context = ids(1, 20)
-        found.append(BranchedExample(context, [-100] * len(context), [branch(GOLD), branch("mixed"), branch("own")]))
-    return found
-
-
-def gradients(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
-    model.zero_grad()
-    sums = losses_by_kind(model, batch)
-    sums.sum().backward()
-    return sums.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def test_losses_and_gradients_equal_separate_rows(model):

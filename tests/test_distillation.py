@@ -2,43 +2,9 @@ import pytest
 import torch
 
 from trl_exbias.distillation import DenseTarget, TopKTarget, distillation_scores, top_k_of
-from trl_exbias.modeling import LMHead
 
-from .reference.distillation import bucketed_cross_entropy, position_loss
-from .tiny import tiny_model
-
-
-N, V = 23, 260
-
-
-def head_of(architecture: str, seed: int, bias: bool = False, vocab_size: int = V, **config) -> LMHead:
-    model = tiny_model(architecture, vocab_size=vocab_size, seed=seed, tie_word_embeddings=False, **config)
-    if bias:
-        model.lm_head.bias = torch.nn.Parameter(torch.randn(vocab_size))
-    return LMHead(model)
-
-
-def inputs(student: LMHead, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(N, 32, generator=generator).requires_grad_()
-    labels = torch.randint(V, (N,), generator=generator)
-    hard, soft = torch.rand(2, N, generator=generator)
-    teacher_hidden = torch.randn(N, 32, generator=generator)
-    return hidden, labels, teacher_hidden, hard, soft
-
-
-def dense_loss(student, hidden, labels, teacher_probabilities, hard, soft, temperature=1.0):
-    logits = student(hidden)
-    return sum(
-        hard[i] * position_loss(logits[i], labels[i], teacher_probabilities[i], 1.0, temperature)
-        + soft[i] * position_loss(logits[i], labels[i], teacher_probabilities[i], 0.0, temperature)
-        for i in range(N)
-    )
-
-
-def gradients(loss, hidden, student):
-    parameters = [p for p in (student.projection.weight, student.projection.bias) if p is not None]
-    return torch.autograd.grad(loss, [hidden, *parameters])
+from .heads import N, V, gradients, head_of, inputs
+from .reference.distillation import bucketed_cross_entropy, dense_loss, position_loss
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 def teacher_distribution(teacher, tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
     """p*(. | tokens), float64."""
     with torch.no_grad():
-        logits = teacher(input_ids=torch.tensor([tokens])).logits[0, -1].double()
+        logits = teacher(input_ids=torch.tensor([tokens], device=teacher.device)).logits[0, -1].double()
     return (logits / temperature).softmax(-1)
 
 
@@ -17,6 +17,16 @@ def position_loss(logits: torch.Tensor, label: int, teacher: torch.Tensor, alpha
     nll = -logits.double().log_softmax(-1)[label]
     cross_entropy = -(teacher * (logits.double() / temperature).log_softmax(-1)).sum()
     return alpha * nll + (1 - alpha) * temperature**2 * cross_entropy
+
+
+def dense_loss(head, hidden: torch.Tensor, labels, teacher, hard, soft, temperature: float = 1.0) -> torch.Tensor:
+    """The sum over positions, each with its own weights, from the logits that `head` makes of all of them."""
+    logits = head(hidden)
+    return sum(
+        hard[i] * position_loss(logits[i], labels[i], teacher[i], 1.0, temperature)
+        + soft[i] * position_loss(logits[i], labels[i], teacher[i], 0.0, temperature)
+        for i in range(len(hidden))
+    )
 
 
 def bucketed_cross_entropy(logits: torch.Tensor, teacher: torch.Tensor, k: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 
 def sequence_nll(model, context: list[int], tokens: list[int], labels: list[int]) -> list[torch.Tensor]:
     """−log p(label_j | context, tokens_<j) for every label that is not -100."""
-    logits = model(torch.tensor([context + tokens])).logits[0].float()
+    logits = model(torch.tensor([context + tokens], device=model.device)).logits[0].float()
     return [-logits[len(context) + j - 1].log_softmax(-1)[label] for j, label in enumerate(labels) if label != -100]
 
 

@@ -7,12 +7,18 @@ from trl_exbias.rollouts.noise import add_gumbel_
 
 
 @torch.no_grad()
-def next_token(model, prefix: list[int], options: SamplingOptions, example_id: int, position: int) -> int:
-    """Draws from p(. | prefix) with the noise of (seed, example, position)."""
-    logits = model(torch.tensor([prefix])).logits[:, -1].float()
+def noisy_scores(model, prefix: list[int], options: SamplingOptions, example_id: int, position: int) -> torch.Tensor:
+    """What the next token is the argmax of: log p(. | prefix) with the noise of (seed, example, position), but for a constant."""
+    logits = model(torch.tensor([prefix], device=model.device)).logits[:, -1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if options.temperature == 0:
-        return int(logits.argmax())
-    return int(add_gumbel_(logits / options.temperature, options.seed, [example_id], [position]).argmax())
+        return logits[0]
+    return add_gumbel_(logits / options.temperature, options.seed, [example_id], [position])[0]
+
+
+def next_token(model, prefix: list[int], options: SamplingOptions, example_id: int, position: int) -> int:
+    """Draws from p(. | prefix)."""
+    return int(noisy_scores(model, prefix, options, example_id, position).argmax())
 
 
 def sample(model, prompt: list[int], options: SamplingOptions, example_id: int) -> list[int]:
@@ -33,9 +39,7 @@ def mix(model, prompt: list[int], reference: list[int], mask: list[bool], option
     return mixed
 
 
-@torch.no_grad()
 def label(model, context: list[int], continuation: list[int]) -> list[int]:
     """003 Eq. 6: the argmax after f(x, y) and z_<j, for every j."""
-    return [
-        int(model(torch.tensor([context + continuation[:j]])).logits[0, -1].argmax()) for j in range(len(continuation))
-    ]
+    greedy = SamplingOptions(temperature=0.0)
+    return [next_token(model, context + continuation[:j], greedy, 0, j) for j in range(len(continuation))]

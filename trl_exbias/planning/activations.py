@@ -149,6 +149,8 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _attention(module, query, key, value, attention_mask, **kwargs):
+    # Rotary embeddings leave queries and keys in the type of the hidden states; autocast casts what goes into the kernel.
+    query, key, value = (_cast(states, _MetaAutocast.current or states.dtype) for states in (query, key, value))
     # As `sdpa_attention_forward`: keys and values are repeated for a mask, which the kernel takes in their type.
     groups = query.size(1) // key.size(1)
     if attention_mask is not None:
@@ -163,7 +165,10 @@ AttentionInterface.register(ATTENTION, _attention)
 
 
 class _MetaAutocast(TorchFunctionMode):
-    """What `torch.autocast` does to matrix products; autocast itself leaves meta tensors alone."""
+    """What `torch.autocast` does to matrix products and attention; autocast itself leaves meta tensors alone."""
+
+    #: The type of the mode that is on, for the stand-in above, which is no function of torch.
+    current: torch.dtype | None = None
 
     _PRODUCTS = frozenset(
         {
@@ -183,6 +188,14 @@ class _MetaAutocast(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self.dtype = dtype
+
+    def __enter__(self):
+        _MetaAutocast.current = self.dtype
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        _MetaAutocast.current = None
+        return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self._PRODUCTS or func in self._PRECISE:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from ..trainers.rac import RACConfig
+from ..trainers.spin import SPINConfig
 from .activations import Activations, count_activations
 from .findings import Findings
 from .lm_head import HeadMemory, distillation_head, fused_head
@@ -16,14 +18,17 @@ from .memory import (
     compute_dtype,
     peak,
     precision,
-    rollout_moments,
     standing,
-    teacher_moment,
     training_moments,
 )
 from .model import ModelFacts, meta_model, model_facts
 from .phases import Layout, PlannedPhase
 from .placement import Placement
+from .rollout_memory import rollout_moments, teacher_moment
+
+
+# Whose policy reads what it has drawn once more, in batches of its own.
+_READS_FOR_LABELS = (RACConfig, SPINConfig)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def estimate(
         counted = None if phase.layout is None else activations(phase.layout)
         if counted is None:
             continue
-        memory += planner.around(phase, counted)
+        memory += planner.around(phase)
         memory.append(PhaseMemory(phase.name, peak(planner.training(phase, counted))))
     return Estimate(facts, teacher, memory)
 
@@ -131,7 +136,7 @@ class _Planner:
     computes_in: torch.dtype
     device_bytes: int | None
 
-    def around(self, phase: PlannedPhase, activations: Activations) -> list[PhaseMemory]:
+    def around(self, phase: PlannedPhase) -> list[PhaseMemory]:
         """What comes between two training phases: rollouts, the teacher's labels."""
         found = []
         if phase.rollout_rows != 0:
@@ -139,8 +144,9 @@ class _Planner:
                 self.stand,
                 self.facts,
                 self.placement,
-                activations,
-                self.args.rollout_batch_tokens,
+                self._rollout_tokens(phase),
+                self.args.top_p < 1,
+                isinstance(self.args, _READS_FOR_LABELS),
                 self.args.vllm_gpu_memory_utilization,
                 self.device_bytes,
                 # A server has devices of its own.
@@ -151,6 +157,13 @@ class _Planner:
             moment = teacher_moment(self.stand, self.teacher, self.args.rollout_batch_tokens)
             found.append(PhaseMemory(f"soft labels {phase.iteration}", moment))
         return found
+
+    def _rollout_tokens(self, phase: PlannedPhase) -> int:
+        """Of one batch: as many rows as the budget allows, one at least, and not more than there are."""
+        most = self.args.rollout_batch_tokens
+        if phase.rollout_rows is not None:
+            most = min(most, phase.rollout_rows * phase.layout.length)
+        return max(most, phase.layout.length)
 
     def training(self, phase: PlannedPhase, activations: Activations) -> list[Moment]:
         distils = self.teacher is not None and phase.iteration > 0

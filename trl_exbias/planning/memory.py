@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..rollouts.sampling import _CHUNK_ELEMENTS
 from .activations import Activations
 from .lm_head import HeadMemory
 from .model import ModelFacts
@@ -21,8 +20,6 @@ GIB = 2**30
 # DeepSpeed 0.19.8's defaults, in numbers: of its reduce bucket, and of what ZeRO-3 fetches ahead.
 _ZERO_BUCKET = 500_000_000
 _ZERO3_PREFETCH = 50_000_000
-# Of the memory that is free when a rollout phase begins (`trainers/vllm_phase.py`).
-_VLLM_SHARE = 0.85
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -147,8 +144,10 @@ def training_moments(
     always = {**stand.parts, **({"teacher": teacher} if teacher else {})}
     before = {**always, "gradients": stand.gradients if accumulates else 0}
     kept = activations.kept(checkpointing)
+    # Without checkpointing, autograd keeps the same copies: they are activations already.
+    copies = autocast_copies(facts, placement) if checkpointing else 0
     return [
-        Moment("LM head, forward", {**before, "activations": kept + _casts(facts, placement), "LM head": head.chunks}),
+        Moment("LM head, forward", {**before, "activations": kept + copies, "LM head": head.chunks}),
         Moment("LM head, backward", {**before, "activations": kept, "LM head": head.total}),
         Moment(
             "a layer's backward",
@@ -166,75 +165,12 @@ def training_moments(
     ]
 
 
-def rollout_moments(
-    stand: Standing,
-    facts: ModelFacts,
-    placement: Placement,
-    activations: Activations,
-    batch_tokens: int,
-    vllm_gpu_share: float | None = None,
-    device_bytes: int | None = None,
-    uses_vllm: bool = False,
-) -> list[Moment]:
-    """
-    The moments of a rollout phase: the training model in place, with its KV cache, and vLLM beside it where it draws.
-
-    Args:
-        activations ([`Activations`]): Of a training batch; a forward without a backward has one layer's at a time.
-        batch_tokens (`int`): `rollout_batch_tokens`.
-        vllm_gpu_share (`float`, *optional*): `vllm_gpu_memory_utilization`.
-        device_bytes (`int`, *optional*): Of the whole device, where known.
-    """
-    parts = {**stand.parts, "gradients": 0}
-    own = Moment(
-        "rolling out" if not uses_vllm else "labelling",
-        {
-            **parts,
-            "activations": activations.gradients,
-            "KV cache": batch_tokens * facts.kv_bytes,
-            "LM head": _sampled_logits(facts.vocab_size, batch_tokens),
-        },
-    )
-    if not uses_vllm:
-        return [own]
-    # Weights in the type that the model computes in; what is left of its share is KV cache.
-    served = facts.num_parameters * compute_dtype(placement, facts.head_dtype).itemsize
-    if device_bytes is not None:
-        free = device_bytes - sum(parts.values())
-        share = vllm_gpu_share * device_bytes if vllm_gpu_share is not None else _VLLM_SHARE * free
-        served = max(served, round(share))
-    return [own, Moment("rolling out with vLLM", {**parts, "vLLM": served})]
-
-
-def teacher_moment(stand: Standing, teacher: ModelFacts, batch_tokens: int) -> Moment:
-    """A soft-label phase: the whole teacher beside the student, reading `batch_tokens` tokens at once."""
-    size = teacher.head_dtype.itemsize
-    # Hidden states in and out of a layer and of its widest part; no KV cache is kept.
-    width = max((p.shape[0] for p in teacher.parameters if p.layer is not None and len(p.shape) > 1), default=0)
-    reading = batch_tokens * (4 * teacher.hidden_size + 3 * width) * size
-    return Moment(
-        "the teacher's labels",
-        {
-            **stand.parts,
-            "gradients": 0,
-            "teacher": teacher.bytes,
-            "activations": reading,
-            "LM head": _sampled_logits(teacher.vocab_size, batch_tokens),
-        },
-    )
-
-
 def peak(moments: list[Moment]) -> Moment:
     return max(moments, key=lambda moment: moment.total)
 
 
-def _sampled_logits(vocab_size: int, positions: int) -> int:
-    """Float32 logits that exist at one time where tokens are drawn or ranked, and two tensors of their size beside them."""
-    return 3 * 4 * min(_CHUNK_ELEMENTS, vocab_size * positions)
-
-
-def _casts(facts: ModelFacts, placement: Placement) -> int:
-    """Autocast keeps a cast of each float32 weight that is trained until the forward is done."""
+def autocast_copies(facts: ModelFacts, placement: Placement) -> int:
+    """Bytes of the casts that autocast keeps, of each float32 weight of a layer that is trained, until the forward is done."""
     mixed = precision(placement)
     if mixed is None or casts_model(placement):
         return 0

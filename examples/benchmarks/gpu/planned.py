@@ -16,10 +16,11 @@ from trl_exbias.planning.placement import Placement
 
 def model_config(path: str | Path, lora_rank: int | None, dtype: str) -> ModelConfig:
     """TRL's own arguments of a model with or without LoRA on every linear layer."""
-    lora = {"use_peft": True, "lora_r": lora_rank, "lora_alpha": 2 * lora_rank, "lora_target_modules": ["all-linear"]}
-    return ModelConfig(
-        model_name_or_path=str(path), dtype=dtype, **({**lora, "lora_dropout": 0.0} if lora_rank is not None else {})
-    )
+    lora = {}
+    if lora_rank is not None:
+        lora = {"use_peft": True, "lora_r": lora_rank, "lora_alpha": 2 * lora_rank, "lora_dropout": 0.0}
+        lora["lora_target_modules"] = ["all-linear"]
+    return ModelConfig(model_name_or_path=str(path), dtype=dtype, **lora)
 
 
 def layout_of(examples: list[BranchedExample]) -> Layout:
