@@ -9,10 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
 from ..correction import CorrectionTemplate
-from ..data import (
-    check_tokenizer,
-    check_train_dataset,
-)
+from ..data_checks import check_tokenizer, check_train_dataset
 from ..prompts import response_after_prompt
 from ..stop_tokens import stop_token_ids
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size

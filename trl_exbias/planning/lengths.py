@@ -55,7 +55,7 @@ def measure(
     Args:
         rows (`datasets.Dataset`): The first rows.
         num_sources (`int`): Rows of the source that they were made of.
-        form (`str`): Of [`~trl_exbias.data.dataset_form`].
+        form (`str`): Of [`~trl_exbias.data_checks.dataset_form`].
         cuts_trajectories (`bool`): Whether the method trains on trajectories instead of whole responses.
     """
     rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))

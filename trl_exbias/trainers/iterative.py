@@ -22,7 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..branches import OWN_COLUMNS, PROMPT, ROW, Branch
 from ..conversations import message_columns, normalised, split_turns
-from ..data import Example, check_prepared, check_tokenizer, check_train_dataset
+from ..data import Example
+from ..data_checks import check_prepared, check_tokenizer, check_train_dataset
 from ..fingerprint import rows_fingerprint
 from ..joint_dataset import JointDataset
 from ..modeling import base_causal_lm
@@ -84,7 +85,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
     _tag_names = ["trl-exbias", "iterative-sft"]
     _name = "Iterative SFT"
     config_class = IterativeSFTConfig
-    #: Forms of data (see `data.dataset_form`) in which the method makes sense.
+    #: Forms of data (see `data_checks.dataset_form`) in which the method makes sense.
     dataset_forms: tuple[str, ...] = ("prompt-completion", "messages", "text", "tokenized")
     #: Whether plain text is read as whole documents, and a text file as one.
     reads_documents = False
