@@ -24,10 +24,11 @@ class Problems:
 
     Args:
         of (`str`): The rows that are looked at, as a message calls them: `"24 training rows"`.
+        numbers (`list[int]`, *optional*): What a message calls each row. Default: its place.
     """
 
-    def __init__(self, of: str):
-        self.of = of
+    def __init__(self, of: str, numbers: list[int] | None = None):
+        self.of, self.numbers = of, numbers
         self._found: dict[tuple[str, str], list[np.ndarray]] = {}
         self._start = 0
 
@@ -46,7 +47,8 @@ class Problems:
         said = []
         for (what, remedy), parts in self._found.items():
             rows = np.concatenate(parts)
-            shown = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
+            first = rows[:_SHOWN] if self.numbers is None else [self.numbers[row] for row in rows[:_SHOWN]]
+            shown = ", ".join(map(str, first)) + (", …" if len(rows) > _SHOWN else "")
             said.append(f"{len(rows)} of {self.of} {what} (rows {shown}). {remedy}")
         return said
 
@@ -67,29 +69,37 @@ def raise_problems(messages: list[str]) -> None:
 
 
 def row_problems(
-    dataset: Dataset, form: str, of: str, text_field: str = "text", reads_documents: bool = False
+    dataset: Dataset,
+    form: str,
+    of: str,
+    text_field: str = "text",
+    reads_documents: bool = False,
+    is_answered: bool = True,
+    numbers: list[int] | None = None,
 ) -> list[str]:
     """
     What is wrong with the rows of untokenised data: nulls, empty texts and conversations, turns without a role or without
     words, conversations that do not end with an answer, tools that are no JSON.
 
     Args:
-        form (`str`): Of [`~trl_exbias.data_checks.dataset_form`]; or `"prompt"`, for prompts alone.
-        of (`str`): See [`Problems`].
+        form (`str`): Of [`~trl_exbias.data_checks.dataset_form`].
+        of, numbers: See [`Problems`].
         reads_documents (`bool`, *optional*, defaults to `False`): Whether text is cut into trajectories, which leaves out
             documents that are too short, empty ones too.
+        is_answered (`bool`, *optional*, defaults to `True`): Whether each row must end with an answer. Otherwise a `completion`
+            is not looked at.
 
     Returns:
         `list[str]`: Messages; none where all rows are fine.
     """
-    problems = Problems(of)
+    problems = Problems(of, numbers)
     if form == "text":
         columns, check = [text_field], partial(_check_text, name=text_field, may_be_empty=reads_documents)
     elif form == "messages":
         columns = ["messages" if "messages" in dataset.column_names else "conversations"]
-        check = partial(_check_conversation, name=columns[0])
+        check = partial(_check_conversation, name=columns[0], is_answered=is_answered)
     else:
-        columns, check = ["prompt", "completion"][: 1 if form == "prompt" else 2], _check_pair
+        columns, check = ["prompt", "completion"][: 1 + is_answered], _check_pair
     more = [name for name in (TOOLS, TEMPLATE_KWARGS) if name in dataset.column_names and form != "text"]
     for start, batch in batches(dataset, [*columns, *more]):
         problems.begin_batch(start)
@@ -177,7 +187,7 @@ def _check_pair(problems: Problems, batch: dict[str, pa.Array]) -> None:
     problems.add(
         turns.lengths == 0, "have no message in `prompt`", "Drop them, or fill in the turns that are answered."
     )
-    _check_turns(problems, turns, "prompt")
+    _check_turns(problems, turns, "prompt", False)
     if completion is None:
         return
     if _is_of_text(completion):
@@ -186,16 +196,20 @@ def _check_pair(problems: Problems, batch: dict[str, pa.Array]) -> None:
     answers = turns_of(completion)
     _check_kind(problems, answers, "completion")
     problems.add((answers.lengths == 0) | answers.of_last(answers.is_blank), *empty)
-    _check_turns(problems, answers, "completion")
+    _check_turns(problems, answers, "completion", True)
 
 
-def _check_conversation(problems: Problems, batch: dict[str, pa.Array], name: str) -> None:
+def _check_conversation(problems: Problems, batch: dict[str, pa.Array], name: str, is_answered: bool) -> None:
     column = batch[name]
     if _is_of_text(column) and not pa.types.is_null(column.type):
         problems.add(np.ones(len(column), bool), f"hold text in `{name}`", "It needs a list of messages.")
         return
     turns = turns_of(column)
     _check_kind(problems, turns, name)
+    if not is_answered:
+        problems.add(turns.lengths == 0, f"have no message in `{name}`", "Drop them.")
+        _check_turns(problems, turns, name, is_answered)
+        return
     is_empty = (turns.lengths == 0) | turns.of_last(turns.is_blank)
     problems.add(is_empty, f"have an empty response in `{name}`", "Drop them.")
     # A single turn that is no answer is said to be none below.
@@ -203,14 +217,14 @@ def _check_conversation(problems: Problems, batch: dict[str, pa.Array], name: st
     problems.add(
         alone, f"have nothing before the answer in `{name}`", "Drop them, or fill in the turn that is answered."
     )
-    _check_turns(problems, turns, name)
+    _check_turns(problems, turns, name, is_answered)
 
 
 def _check_kind(problems: Problems, turns: Turns, name: str) -> None:
     problems.add(turns.is_no_list, f"hold something else than a list of messages in `{name}`", "Drop them.")
 
 
-def _check_turns(problems: Problems, turns: Turns, name: str) -> None:
+def _check_turns(problems: Problems, turns: Turns, name: str, is_answered: bool) -> None:
     problems.add(
         turns.rows_with(pc.is_null(turns.roles)),
         f"have a message without a role in `{name}`",
@@ -218,14 +232,14 @@ def _check_turns(problems: Problems, turns: Turns, name: str) -> None:
     )
     # What a last turn lacks is said of the response; an empty text is something said.
     silent = turns.is_null.copy()
-    if name != "prompt":
+    if is_answered:
         silent[turns.last_places()] = False
     problems.add(
         turns.rows_with(silent),
         f"have a message whose content is null in `{name}`",
         "Fill in a text (it may be empty), or drop them.",
     )
-    if name != "prompt":
+    if is_answered:
         problems.add(
             turns.of_last(pc.fill_null(pc.invert(is_answer(turns.roles)), False)),
             f"do not end with an assistant turn in `{name}`",

@@ -188,7 +188,7 @@ class _Lists:
     def __init__(self, column: pa.Array):
         self.lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).astype(np.int64)
         flat = column.flatten()
-        self.flat = pc.fill_null(flat, -100).to_numpy(zero_copy_only=False) if len(flat) else np.zeros(0, np.int64)
+        self.flat = pc.fill_null(flat, 0).to_numpy(zero_copy_only=False) if len(flat) else np.zeros(0, np.int64)
 
     def rows_with(self, holds: np.ndarray) -> np.ndarray:
         """Of each list, whether something holds for any of its numbers."""

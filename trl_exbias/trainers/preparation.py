@@ -72,11 +72,12 @@ class PreparingSFTTrainer(JointSFTTrainer):
             ValueError: for rows of which `max_length` leaves nothing to learn.
         """
         args = how.args
-        if how.is_train and args.rollout_turns == "all" and how.form in ("messages", "prompt-completion"):
+        has_turns = how.form in ("messages", "prompt-completion") and message_columns(dataset)
+        if how.is_train and args.rollout_turns == "all" and has_turns:
             dataset, self.completion_only_loss = split_turns(dataset), True
         prepared = how.tokenise(dataset)
         if not args.packing:
-            of = f"{len(dataset)} rows" if how.is_train else rows_of(how.name, len(dataset))
+            of = f"{len(dataset)} rows" if how.name == TRAINING else rows_of(how.name, len(dataset))
             raise_problems(prepared_problems(dataset, prepared, of, args.max_length, how.tokenise))
         return self.mark_rows(prepared, how) if how.is_train else prepared
 
