@@ -161,11 +161,11 @@ def test_rows_that_training_would_refuse_are_refused_before_anything_is_generate
     assert loaded(tmp_path, [good, row], num_examples=1, **options).numbers == [0]
 
 
-def test_a_reference_that_is_missing_does_not_matter_where_none_is_needed(tmp_path):
-    rows = [{"prompt": "q", "completion": None}, {"prompt": "q", "completion": "A"}]
-    assert len(loaded(tmp_path, rows, "degeneration").dataset) == 2
-    with pytest.raises(ValueError, match=r"have a null in `prompt` \(rows 1\)"):
-        loaded(tmp_path, [rows[1], {"prompt": None, "completion": "A"}], "degeneration")
+def test_a_completion_that_is_missing_does_not_matter_where_references_are_named(tmp_path):
+    rows = [{"prompt": "q", "completion": None, "a": ["A"]}, {"prompt": "q", "completion": "A", "a": ["A"]}]
+    assert len(loaded(tmp_path, rows, references_column="a").dataset) == 2
+    with pytest.raises(ValueError, match=r"have a null in `prompt` \(rows 0\)"):
+        loaded(tmp_path, [{**rows[0], "prompt": None}, rows[1]], references_column="a")
 
 
 def test_references_are_lists(tmp_path):

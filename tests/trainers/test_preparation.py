@@ -95,6 +95,22 @@ def test_columns_of_our_names_break_nothing(tmp_path, caplog):
     assert "training dataset has columns" in caplog.text and "evaluation dataset has columns" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class", "options"),
+    [(BASHTrainer, BASHConfig, {}), (DaDDaggerTrainer, DaDDaggerConfig, DAD)],
+)
+def test_what_a_formatting_function_makes_is_checked(tmp_path, trainer_class, config_class, options):
+    given = {"formatting_func": lambda row: row["text"].upper() if row["n"] else None}
+    data = TEXT.add_column("n", [1, 0])
+    with pytest.raises(ValueError, match=r"1 of 2 training rows have .* `text` \(rows 1\)"):
+        made(tmp_path, data, trainer_class, config_class, given=given, **options)
+    formatted = made(tmp_path, data.select([0]), trainer_class, config_class, given=given, **options)
+    plain = Dataset.from_list([{"text": TEXT[0]["text"].upper()}])
+    assert rows(formatted.train_dataset) == rows(
+        made(tmp_path, plain, trainer_class, config_class, **options).train_dataset
+    )
+
+
 class TestEvaluationSets:
     @pytest.mark.parametrize(
         ("trainer_class", "config_class", "options"),

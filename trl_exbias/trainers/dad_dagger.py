@@ -201,12 +201,12 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     def _tokenize_documents(self, dataset: Dataset, how: Preparation) -> Dataset:
         if "input_ids" in dataset.column_names:
             return dataset.select_columns(["input_ids"])
-        tokenizer, formatting_func, args = how.processing_class, self._formatting_func, how.args
+        tokenizer, args = how.processing_class, how.args
+        column = args.dataset_text_field if self._formatting_func is None else "text"
 
         def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
-            text = formatting_func(row) if formatting_func is not None else row[args.dataset_text_field]
             # As TRL does with plain text, a document ends with EOS.
-            return {"input_ids": [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]}
+            return {"input_ids": [*tokenizer(row[column])["input_ids"], tokenizer.eos_token_id]}
 
         return dataset.map(
             tokenize, remove_columns=dataset.column_names, num_proc=args.dataset_num_proc, desc="Tokenizing documents"

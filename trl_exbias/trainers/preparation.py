@@ -8,17 +8,18 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from ..conversations import message_columns, normalised, split_turns
 from ..data_checks import TRAINING, check_rows, dataset_form, evaluation_name, named_parts, readable, rows_of
 from ..pinned_date import pinned
 from ..prompts import mark_responses
-from ..row_checks import raise_problems
+from ..row_checks import raise_problems, row_problems
 from ..template_form import adapted, form_of
 from ..token_checks import (
     doubled_tokens,
@@ -109,22 +110,33 @@ class PreparingSFTTrainer(JointSFTTrainer):
         # TRL prepares the training data first. An evaluation set may have any name, "train" too.
         is_train, self._train_is_prepared = not self._train_is_prepared, True
         trls = super()._prepare_dataset
-
-        def tokenise(rows: Dataset) -> Dataset:
-            return trls(rows, processing_class, args, packing, formatting_func, dataset_name)
-
         if not isinstance(dataset, Dataset):
-            return tokenise(dataset)
+            return trls(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if dataset in self._prepared:  # `evaluate` calls itself for each of several sets
             return dataset
         name = TRAINING if is_train else evaluation_name(dataset_name)
         form = dataset_form(dataset.column_names, args.dataset_text_field, formatting_func is not None, name)
         if formatting_func is None:
             dataset = self._normalised(dataset, processing_class, args)
+        elif form == "text":
+            dataset = self._formatted(dataset, formatting_func, args, name)
+            formatting_func = None
+
+        def tokenise(rows: Dataset) -> Dataset:
+            return trls(rows, processing_class, args, packing, formatting_func, dataset_name)
+
         how = Preparation(args, name, form, is_train, tokenise, processing_class)
         prepared = self.prepare_rows(dataset, how)
         self._prepared.add(prepared)
         return prepared
+
+    def _formatted(self, dataset, formatting_func, args, name: str) -> Dataset:
+        """Rows with the text that a formatting function makes of each, in `text`, as TRL would add it; checked."""
+        texts = dataset.map(
+            lambda row: {"text": formatting_func(row)}, num_proc=args.dataset_num_proc, desc="Formatting the rows"
+        )
+        raise_problems(row_problems(texts, "text", rows_of(name, len(texts)), "text", self.reads_documents))
+        return texts
 
     def _normalised(self, dataset, processing_class, args) -> Dataset:
         """Conversations as the chat template takes them, and that template at the moment when the run began."""
@@ -152,13 +164,14 @@ class PreparingSFTTrainer(JointSFTTrainer):
         Raises:
             ValueError: for tokens without an embedding.
         """
-        number, tokenizer = self.model.get_input_embeddings().num_embeddings, self._tokenizer
-        problem = special_token_problem("padding", tokenizer.pad_token, tokenizer.pad_token_id, number)
-        problems = [] if problem is None else [problem]
-        for name, part in named_parts(self.train_dataset, self.eval_dataset).items():
-            if isinstance(part, Dataset):
-                problems += embedding_problems(part, rows_of(name, len(part)), number, tokenizer)
-        raise_problems(problems)
+        number, tokenizer = num_embeddings_of(self.model), self._tokenizer
+        if number is not None:
+            problem = special_token_problem("padding", tokenizer.pad_token, tokenizer.pad_token_id, number)
+            problems = [] if problem is None else [problem]
+            for name, part in named_parts(self.train_dataset, self.eval_dataset).items():
+                if isinstance(part, Dataset):
+                    problems += embedding_problems(part, rows_of(name, len(part)), number, tokenizer)
+            raise_problems(problems)
         for message in doubled_tokens(map(itemgetter("input_ids"), self.train_dataset), tokenizer, is_tokenised):
             logger.warning(message)
 
@@ -169,7 +182,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
     def _checked(self, dataset: Any, name: str) -> Any:
         if not isinstance(dataset, Dataset) or dataset in self._prepared:
             return dataset
-        dataset, embeddings = readable(dataset, name), self.model.get_input_embeddings().num_embeddings
+        dataset, embeddings = readable(dataset, name), num_embeddings_of(self.model)
         has_formatting_func = self._formatting_func is not None
         problems = check_rows(
             dataset, name, self.args.dataset_text_field, has_formatting_func, embeddings, self.reads_documents
@@ -178,12 +191,13 @@ class PreparingSFTTrainer(JointSFTTrainer):
         return dataset
 
 
-def known_num_embeddings(model: str | PreTrainedModel, args: IterativeSFTConfig) -> int | None:
+def known_num_embeddings(model: str | torch.nn.Module, args: IterativeSFTConfig) -> int | None:
     """Tokens that a model has embeddings for, ahead of its weights; `None` where only these say it (an adapter's folder)."""
-    if isinstance(model, torch.nn.Module):
-        return model.get_input_embeddings().num_embeddings
+    template = args.chat_template_path
+    if template is not None and not Path(template).is_file():
+        return None  # TRL enlarges the embeddings for the special tokens of the model whose template it takes over
     if not isinstance(model, str):
-        return None
+        return num_embeddings_of(model) if isinstance(model, torch.nn.Module) else None
     try:
         config = AutoConfig.from_pretrained(
             model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
@@ -191,6 +205,11 @@ def known_num_embeddings(model: str | PreTrainedModel, args: IterativeSFTConfig)
     except (OSError, ValueError):
         return None
     return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def num_embeddings_of(model: torch.nn.Module) -> int | None:
+    """Tokens that a loaded model has embeddings for, also where they are sharded; `None` where it does not say."""
+    return getattr(model.get_input_embeddings(), "num_embeddings", None)
 
 
 def _each(eval_dataset: Any, change: Callable[[Any, str], Any]) -> Any:
