@@ -1,5 +1,7 @@
 """The shared layout against separate rows: the same losses, the same gradients, whatever stands beside them."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings

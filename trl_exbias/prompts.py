@@ -104,12 +104,13 @@ def mark_responses(
     """
 
     inner = getattr(tokenizer, "tokenizer", tokenizer)
-    says_nothing = silence_test(inner, turn_end(inner, chat_template))
+    # Rows without a prompt are marked without a tokenizer too.
+    says_nothing = None if form in _WITHOUT_PROMPT else silence_test(inner, turn_end(inner, chat_template))
 
     def mark(row: dict[str, Any], index: int) -> dict[str, Any]:
         found = place_response(row, form, tokenizer, chat_template, training_template)
         response = found.get(REFERENCE) or row["input_ids"][found[CONTEXT_LENGTH] :]
-        if form not in _WITHOUT_PROMPT and says_nothing(response):
+        if says_nothing is not None and says_nothing(response):
             raise ValueError(
                 f"Row {index}: its answer is rendered as {inner.decode(response)!r}, which says nothing. Does the chat template "
                 "render calls of tools? Drop such rows, or set `chat_template_path` to a template that renders them."

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value
 
 from .branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 DOCUMENT = "document"
 
 
-def cut_documents(documents: Dataset, context_length: int, rollout_length: int, stride: int) -> Dataset:
+def cut_documents(documents: Dataset, context_length: int, rollout_length: int, stride: int, of: str = "") -> Dataset:
     """
     Cuts tokenised documents into trajectories of `context_length + rollout_length` tokens, one every `stride` tokens and
     never across documents. With `stride = rollout_length` every token behind the first `context_length` is a target
@@ -21,6 +22,7 @@ def cut_documents(documents: Dataset, context_length: int, rollout_length: int, 
 
     Args:
         documents (`datasets.Dataset`): A column `input_ids`.
+        of (`str`, *optional*): What a message adds to "document": `" of the evaluation dataset"`.
 
     Returns:
         `datasets.Dataset`: `input_ids`, `labels` (-100 in the context), `context_length`, `document` (its row).
@@ -47,12 +49,12 @@ def cut_documents(documents: Dataset, context_length: int, rollout_length: int, 
     short = sum(len(ids) < length for ids in documents["input_ids"])
     if len(cut_rows) == 0:
         raise ValueError(
-            f"No document has the {length} tokens of a trajectory (`context_length` {context_length} + `rollout_length` "
+            f"No document{of} has the {length} tokens of a trajectory (`context_length` {context_length} + `rollout_length` "
             f"{rollout_length}); the longest of {len(documents)} has {max(map(len, documents['input_ids']))}. Lower them."
         )
     if short:
         logger.warning(
-            f"{short} of {len(documents)} documents are shorter than a trajectory ({length} tokens): dropped."
+            f"{short} of {len(documents)} documents{of} are shorter than a trajectory ({length} tokens): dropped."
         )
     return cut_rows
 
@@ -94,6 +96,27 @@ def cut_responses(rows: Dataset, rollout_length: int, stride: int) -> Dataset:
         features=features,
         desc="Cutting trajectories",
     )
+
+
+def report_uncut(num_rows: int, trajectories: Dataset, name: str, max_length: int | None) -> None:
+    """
+    Warns of rows that [`cut_responses`] has cut no trajectory from.
+
+    Args:
+        name (`str`): What a message calls the rows' data set.
+
+    Raises:
+        ValueError: if there is no trajectory at all.
+    """
+    uncut = num_rows - len(np.unique(np.asarray(trajectories[DOCUMENT])))
+    where = f"a token of their last response within `max_length={max_length}`"
+    if uncut == num_rows:
+        raise ValueError(
+            f"None of the {num_rows} rows of the {name} keeps {where.replace('their', 'its')}: no trajectory can be cut. Raise "
+            "`max_length`."
+        )
+    if uncut:
+        logger.warning(f"{uncut} of {num_rows} rows of the {name} do not keep {where}: no trajectory is cut from them.")
 
 
 def _prompt_at(own: dict[str, list[int] | None], left: int, horizon: int) -> dict[str, list[int] | None]:

@@ -81,6 +81,40 @@ def test_a_good_recipe_has_no_findings_and_a_whole_plan(check, recipe, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        (
+            {"prompt": None, "completion": "b"},
+            None,
+            "data: 1 of the first 64 training rows have a null in `prompt` (rows 5)",
+        ),
+        ({"prompt": "a", "completion": ""}, None, "have an empty response in `completion` (rows 5)"),
+        (
+            None,
+            {"prompt": "a", "completion": None},
+            "data: 1 of 6 evaluation rows have an empty response in `completion`",
+        ),
+        ({"prompt": "a", "completion": "zebra"}, None, "The tokens are `zebra`"),
+    ],
+)
+def test_the_rows_are_checked_as_training_checks_them(check, recipe, folder, tmp_path, train, test, expected):
+    good = {"prompt": "a", "completion": "b"}
+    for name, rows in (("train", [good] * 5 + [train or good] + [good] * 94), ("test", [good] * 5 + [test or good])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = folder / "model"
+    if "zebra" in expected:
+        model = tmp_path / "model"
+        tiny_model().save_pretrained(model)
+        tokenizer = byte_tokenizer()
+        tokenizer.add_tokens(["zebra"])
+        tokenizer.save_pretrained(model)
+    templates = dict.fromkeys(("prompt_template", "completion_template", "as_conversation"))
+    path = recipe(model_name_or_path=str(model), dataset_name=str(tmp_path), eval_strategy="epoch", **templates)
+    status, found = check(path)
+    assert status == 2 and expected in messages(found), found["errors"]
+
+
 def test_every_kind_of_mistake_is_reported_at_once(check, recipe, folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")

@@ -51,6 +51,28 @@ def test_templates_that_do_not_fit_are_refused(templates, message):
         render(Dataset.from_list(ROWS), DataArguments(**templates))
 
 
+@pytest.mark.parametrize("as_conversation", [False, True])
+def test_a_null_that_a_template_writes_is_refused_with_its_rows(as_conversation):
+    rows = Dataset.from_list(
+        [*ROWS, {"question": None, "answers": ["x"], "id": 6}, {"question": "q", "answers": None, "id": 7}]
+    )
+    args = {"prompt_template": "{{ question }}", "completion_template": "{{ answers[0] }}"}
+    with pytest.raises(RecipeError) as error:
+        render(rows, DataArguments(**args, as_conversation=as_conversation))
+    assert [problem.split(". ")[0] for problem in error.value.problems] == [
+        "1 of 8 rows are of no use: `prompt_template` writes, or fails on, a null (rows 6)",
+        "1 of 8 rows are of no use: `completion_template` writes, or fails on, a null (rows 7)",
+    ]
+    args["prompt_template"] = "{% if question is not none %}{{ question }}{% endif %}"
+    assert render(rows.select([6]), DataArguments(**args))[0] == {"prompt": "", "completion": "x"}
+
+
+def test_rows_of_no_document_are_refused():
+    rows = Dataset.from_list([{"text": "a", "story": "s"}, {"text": "b", "story": None}])
+    with pytest.raises(RecipeError, match=r"1 of 2 rows .*`document_column: story` is null \(rows 1\)"):
+        render(rows, DataArguments(text_template="{{ text }}", document_column="story"))
+
+
 def test_a_local_folder_a_file_and_a_slice_are_read(folder):
     mixture = DatasetMixtureConfig()
     assert len(load_split(DataArguments(dataset_name=str(folder)), mixture, "test")) == 2

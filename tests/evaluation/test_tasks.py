@@ -125,3 +125,55 @@ def test_a_prompt_for_a_judge_has_no_pythons_notation():
     assert readable([*prompt, turn, {"role": "tool", "content": "4"}]) == (
         'user: q\n\nassistant: {"name": "w", "arguments": "{\\"city\\": \\"Oslo\\"}"}\n\ntool: 4'
     )
+
+
+def loaded(tmp_path, rows: list[dict], suite: str = "rouge", **options):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load(load_suite(suite), EvaluationOptions(suites=(suite,), data=(str(path),), **options))
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"prompt": "q", "completion": None}, {}, "have an empty response in `completion`"),
+        ({"prompt": None, "completion": "A"}, {}, "have a null in `prompt`"),
+        ({"messages": ASKED}, {}, "do not end with an assistant turn in `messages`"),
+        ({"messages": None}, {}, "have an empty response in `messages`"),
+        ({"q": "q", "a": None}, {"prompt_template": "{{ q }}", "completion_template": "{{ a }}"}, "fails on, a null"),
+        (
+            {"q": "q", "a": []},
+            {"prompt_template": "{{ q }}", "references_column": "a"},
+            "have no reference, or a null, in `a`",
+        ),
+        ({"q": "q", "a": [None]}, {"prompt_template": "{{ q }}", "references_column": "a"}, "or a null, in `a`"),
+    ],
+)
+def test_rows_that_training_would_refuse_are_refused_before_anything_is_generated(tmp_path, row, options, message):
+    good = {
+        "completion": {"prompt": "q", "completion": "A"},
+        "messages": {"messages": ANSWERED},
+        "a": {"q": "q", "a": ["A"] if "references_column" in options else "A"},
+    }[[*row][-1]]
+    with pytest.raises(ValueError, match=rf"1 of 3 rows .*{message}.*\(rows 1\)"):
+        loaded(tmp_path, [good, row, good], **options)
+    # Rows that nothing is asked of do not matter.
+    assert loaded(tmp_path, [good, row], num_examples=1, **options).numbers == [0]
+
+
+def test_a_completion_that_is_missing_does_not_matter_where_references_are_named(tmp_path):
+    rows = [{"prompt": "q", "completion": None, "a": ["A"]}, {"prompt": "q", "completion": "A", "a": ["A"]}]
+    assert len(loaded(tmp_path, rows, references_column="a").dataset) == 2
+    with pytest.raises(ValueError, match=r"have a null in `prompt` \(rows 0\)"):
+        loaded(tmp_path, [{**rows[0], "prompt": None}, rows[1]], references_column="a")
+
+
+def test_references_are_lists(tmp_path):
+    with pytest.raises(ValueError, match="--references_column a holds string, no lists of texts"):
+        loaded(tmp_path, [{"q": "q", "a": "A"}], prompt_template="{{ q }}", references_column="a")
+
+
+def test_measure_refuses_the_rows_that_training_refuses(tmp_path):
+    args = _parser().parse_args(["model", "--data", file_of(tmp_path, {"prompt": "q", "completion": None})])
+    with pytest.raises(ValueError, match=r"1 of 1 rows have an empty response in `completion`"):
+        _rows(args)

@@ -4,19 +4,24 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from trl import DatasetMixtureConfig, get_dataset
 
 from ..errors import UsageError
 from ..local_names import BUILDERS, check_local
+from ..row_checks import Problems, batches
+from ..turns import is_list
 from .data_arguments import DataArguments
 from .recipe import RecipeError
 
 
 logger = logging.getLogger(__name__)
+
+_OF_NULLS = "Drop them, or test for it in the template: `{% if column is not none %}`."
 
 
 def load_split(
@@ -64,7 +69,9 @@ def render(dataset: Dataset, data_args: DataArguments) -> Dataset:
     if not any(templates.values()) and not problems:
         return dataset
     problems += [f"`{name}_template` is missing." for name, text in templates.items() if not text]
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, finalize=_reject_null
+    )
     for name, text in templates.items():
         try:
             unknown = meta.find_undeclared_variables(environment.parse(text or "")) - set(dataset.column_names)
@@ -81,7 +88,7 @@ def render(dataset: Dataset, data_args: DataArguments) -> Dataset:
     compiled = {name: environment.from_string(text) for name, text in templates.items()}
 
     def render_row(row: dict[str, Any]) -> dict[str, Any]:
-        text = {name: template.render(row) for name, template in compiled.items()}
+        text = {name: _render(template, row) for name, template in compiled.items()}
         if not data_args.as_conversation or "text" in text:
             return text
         return {
@@ -90,12 +97,45 @@ def render(dataset: Dataset, data_args: DataArguments) -> Dataset:
         }
 
     rendered = dataset.map(render_row, remove_columns=dataset.column_names, desc="Rendering rows")
+    if isinstance(rendered, Dataset):
+        _check_nulls(rendered, {name: f"`{name}_template` writes, or fails on, a null" for name in compiled})
     if data_args.document_column is None:
         return rendered
+    _check_nulls(dataset, {data_args.document_column: f"`document_column: {data_args.document_column}` is null"})
     documents: dict[Any, list[str]] = {}
     for document, text in zip(dataset[data_args.document_column], rendered["text"], strict=True):
         documents.setdefault(document, []).append(text)
     return Dataset.from_dict({"text": [" ".join(texts) for texts in documents.values()]})
+
+
+class _NullError(Exception):
+    """A template has come to write a null."""
+
+
+def _reject_null(value: Any) -> Any:
+    if value is None:  # jinja would write the word "None"
+        raise _NullError
+    return value
+
+
+def _render(template: Template, row: dict[str, Any]) -> str | None:
+    try:
+        return template.render(row)
+    except (_NullError, UndefinedError, TypeError):  # an expression on a null fails in one way or another
+        return None
+
+
+def _check_nulls(dataset: Dataset, said: dict[str, str]) -> None:
+    """Refuses nulls in some columns of texts or single messages, with what a message says of each column."""
+    problems = Problems(f"{len(dataset)} rows")
+    for start, batch in batches(dataset, list(said)):
+        problems.begin_batch(start)
+        for name, what in said.items():
+            column = batch[name]
+            texts = pc.struct_field(column.flatten(), "content") if is_list(column.type) else column
+            problems.add(texts.is_null(), f"are of no use: {what}", _OF_NULLS)
+    if problems.messages():
+        raise RecipeError("recipe", problems.messages())
 
 
 def load_rows(

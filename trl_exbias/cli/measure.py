@@ -69,12 +69,12 @@ def _measure(args: argparse.Namespace) -> int:
     folders = {name: model_folder(model) for name, model in named.items()}
     kwargs = {"trust_remote_code": args.trust_remote_code}
     tokenizers = {name: AutoTokenizer.from_pretrained(folder, **kwargs) for name, folder in folders.items()}
+    rows = _rows(args)
     teacher = None
     if args.teacher:
         for tokenizer in tokenizers.values():
             check_tokenizers(tokenizer, AutoTokenizer.from_pretrained(model_folder(args.teacher), **kwargs))
         teacher = load_model(model_folder(args.teacher), args)
-    rows = _rows(args)
     measurements = {}
     for name, folder in folders.items():
         model = load_model(folder, args)
@@ -141,8 +141,24 @@ def _rows(args: argparse.Namespace):
             as_conversation=args.as_conversation,
         ),
     )
+    _check(rendered, args)
     rows = normalised(rendered, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
     return last_turns(rows) if message_columns(rows) == ["messages"] else rows
+
+
+def _check(rows, args: argparse.Namespace) -> None:
+    """Refuses the rows that training would refuse."""
+    from ..row_checks import raise_problems, row_problems
+
+    columns, form = set(rows.column_names), None
+    if columns >= {"prompt", "completion"}:
+        rows, form = rows.select(range(min(len(rows), args.max_starts))), "prompt-completion"
+    elif columns & {"messages", "conversations"}:
+        form = "messages"
+    elif args.text_field in columns:
+        form = "text"
+    if form is not None:
+        raise_problems(row_problems(rows, form, f"{len(rows)} rows", args.text_field, reads_documents=True))
 
 
 def _cut(rows, tokenizer, args: argparse.Namespace):

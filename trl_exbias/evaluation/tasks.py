@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
     from .suites.suite import Suite
 
+logger = logging.getLogger(__name__)
+
 #: Contexts cut from plain text, where `num_examples` does not say.
 TEXT_EXAMPLES = 256
+_CONVERSATIONS = {"prompt", "messages", "conversations"}
 
 
 @dataclass(frozen=True)
@@ -95,31 +99,83 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
             raw = load_rows(name, config, split, whole_documents=True)
     except (ValueError, OSError) as error:  # `datasets` raises a handful of kinds of each
         raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error.__cause__ or error}") from error
-    raw = normalised(raw, options.template_kwargs)
+    if options.references_column is not None and options.references_column not in raw.column_names:
+        raise ValueError(
+            f"--references_column {options.references_column} is no column of the data (columns: "
+            f"{', '.join(raw.column_names)})."
+        )
     templates = _templates(suite, options, raw.column_names)
+    is_rendered, numbers = any(templates.values()), list(range(len(raw)))
+    if is_rendered or not _CONVERSATIONS.isdisjoint(raw.column_names):
+        numbers = spread(len(raw), options.num_examples)
+        raw = raw.select(numbers)
+    if options.references_column is not None:
+        _check_references(raw, numbers, options.references_column)
+    if not is_rendered:
+        _check_rows(raw, numbers, suite, options)
+    raw = normalised(raw, options.template_kwargs)
     if not any(templates.values()):
         dataset = _known_form(suite, options, raw)
     elif templates["completion_template"]:
         dataset = render(raw, DataArguments(**templates))
     else:
         dataset = render(raw, DataArguments(text_template=templates["prompt_template"])).rename_column("text", "prompt")
-    if suite.needs_references and "prompt" in dataset.column_names and not _has_references(dataset, raw, options):
+    if suite.needs_references and "prompt" in dataset.column_names and not _has_references(dataset, options):
         raise ValueError(
             f"`{suite.name}` compares with references, and the data have none (columns: {', '.join(raw.column_names)}). "
             "Name them with --completion_template or --references_column."
         )
-    numbers = list(range(len(raw)))
-    if "prompt" in dataset.column_names:
-        numbers = spread(len(raw), options.num_examples)
-        dataset, raw = dataset.select(numbers), raw.select(numbers)
+    if is_rendered:
+        _check_rows(dataset, numbers, suite, options)
     settings = {"data": name, "data_config": config, "split": split, **templates, "rows": _identity(dataset)}
     if options.template_kwargs:
         settings["chat_template_kwargs"] = options.template_kwargs
     return Rows(dataset, raw, numbers, settings)
 
 
+def _check_rows(dataset: "Dataset", numbers: list[int], suite: "Suite", options: EvaluationOptions) -> None:
+    """Refuses rows that nothing can be asked of, or held against: the rows that training would refuse."""
+    from ..data_checks import dataset_form
+    from ..row_checks import raise_problems, row_problems
+
+    if len(dataset) == 0:
+        raise ValueError(f"The data of `{suite.name}` have no rows.")
+    columns, is_answered = dataset.column_names, suite.needs_references and options.references_column is None
+    if _CONVERSATIONS.isdisjoint(columns) and options.text_field not in columns:
+        return  # said by name elsewhere
+    if "prompt" in columns:
+        form, is_answered = "prompt-completion", is_answered and "completion" in columns
+    else:
+        form = dataset_form(columns, options.text_field)
+    of = f"{len(dataset)} rows of `{suite.name}`"
+    raise_problems(
+        row_problems(
+            dataset, form, of, options.text_field, reads_documents=True, is_answered=is_answered, numbers=numbers
+        )
+    )
+
+
+def _check_references(dataset: "Dataset", numbers: list[int], name: str) -> None:
+    from ..row_checks import Problems, batches, raise_problems
+    from ..turns import is_list
+
+    problems = Problems(f"{len(dataset)} rows", numbers)
+    for start, batch in batches(dataset, [name]):
+        problems.begin_batch(start)
+        if not is_list(batch[name].type):
+            raise ValueError(
+                f"--references_column {name} holds {batch[name].type}, no lists of texts. For one reference a row, give "
+                f"--completion_template '{{{{ {name} }}}}'."
+            )
+        bad = [not texts or any(text is None for text in texts) for texts in batch[name].to_pylist()]
+        problems.add(bad, f"have no reference, or a null, in `{name}`", "Drop them.")
+    raise_problems(problems.messages())
+
+
 def items(rows: Rows, suite: "Suite", options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase") -> list[Item]:
     """The prompts of prompt-completion rows for one model's tokenizer."""
+    from ..token_checks import doubled_tokens
+
     made = []
     conversation = is_conversation(suite, options, tokenizer)
     for number, row, raw in zip(rows.numbers, rows.dataset, rows.raw, strict=True):
@@ -132,6 +188,8 @@ def items(rows: Rows, suite: "Suite", options: EvaluationOptions, tokenizer: "Pr
             response = response_ids(tokenizer, str(references[0])) if references else []
         shown = readable(row["prompt"])
         made.append(Item(str(number), ids, shown, [str(text) for text in references], raw, response))
+    for message in doubled_tokens((item.ids for item in made), tokenizer):
+        logger.warning(message)
     return made
 
 
@@ -185,12 +243,7 @@ def _known_form(suite: "Suite", options: EvaluationOptions, raw: "Dataset") -> "
     )
 
 
-def _has_references(dataset: "Dataset", raw: "Dataset", options: EvaluationOptions) -> bool:
-    if options.references_column is not None and options.references_column not in raw.column_names:
-        raise ValueError(
-            f"--references_column {options.references_column} is no column of the data (columns: "
-            f"{', '.join(raw.column_names)})."
-        )
+def _has_references(dataset: "Dataset", options: EvaluationOptions) -> bool:
     return options.references_column is not None or "completion" in dataset.column_names
 
 

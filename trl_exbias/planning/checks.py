@@ -1,5 +1,6 @@
 """The data, the tokenizer, the teacher and the output directory against each other: the trainers' own checks, without weights."""
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,19 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
 from ..correction import CorrectionTemplate
-from ..data import (
-    check_tokenizer,
-    check_train_dataset,
-    dataset_form,
-)
-from ..prompts import response_after_prompt
+from ..data_checks import TRAINING, check_rows, check_tokenizer, dataset_form, rows_of
+from ..prompts import response_after_prompt, token_ids
+from ..row_checks import raise_problems
 from ..stop_tokens import stop_token_ids
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size
+from ..token_checks import doubled_tokens, embedding_problems
 from ..trainers.run_directory import check_output_dir
 from .disk import write_problem
 from .findings import Findings
 from .hub import Hub, NotAtHand
 from .lengths import Lengths
 from .placement import Placement
+from .rows import FirstRows
 
 
 _AWAY = "is neither a folder here nor in the cache, and the hub does not answer"
@@ -94,25 +94,40 @@ def read_tokenizer(findings: Findings, hub: Hub, name: str, args: Any, **kwargs:
     return tokenizer
 
 
-def check_data(findings: Findings, rows: Dataset, args: Any, trainer_class: type) -> str | None:
-    """The first rows have a form that the method can train on; returns the form."""
+def check_data(
+    findings: Findings, found: FirstRows, name: str, args: Any, trainer_class: type, config: PretrainedConfig | None
+) -> str | None:
+    """
+    The first rows have a form that the method can train on, and nothing is wrong with any of them; returns the form.
+
+    Args:
+        name (`str`): What a message calls their data set; see [`~trl_exbias.data_checks.named_parts`].
+    """
+    rows, size = found.rows, None if config is None else config.get_text_config().vocab_size
     with findings.collect("data"):
         if args.is_plain_sft:
             # What there is to look at in TRL's own training: pictures are not counted in tokens.
-            return (
-                None
-                if {"image", "images"} & {*rows.column_names}
-                else dataset_form(rows.column_names, args.dataset_text_field)
+            has_pictures = {"image", "images"} & {*rows.column_names}
+            return None if has_pictures else dataset_form(rows.column_names, args.dataset_text_field, name=name)
+        form = dataset_form(rows.column_names, args.dataset_text_field, name=name)
+        if name == TRAINING and form not in trainer_class.dataset_forms:
+            raise ValueError(
+                f"{trainer_class._name} needs data in the form {' or '.join(trainer_class.dataset_forms)}; these are of the "
+                f"form {form} (columns: {', '.join(rows.column_names)})."
             )
-        form = check_train_dataset(rows, args.dataset_text_field)
-        if form in trainer_class.dataset_forms:
-            return form
-        findings.error(
-            "data",
-            f"{trainer_class._name} needs data in the form {' or '.join(trainer_class.dataset_forms)}; these are of the form "
-            f"{form} (columns: {', '.join(rows.column_names)}).",
+        reads_documents = trainer_class.reads_documents
+        raise_problems(
+            check_rows(
+                rows, name, args.dataset_text_field, False, size, reads_documents, _rows_of(rows, name, found.are_all)
+            )
         )
+        return form
     return None
+
+
+def _rows_of(rows: Dataset, name: str, are_all: bool) -> str:
+    of = rows_of(name, len(rows))
+    return of if are_all else f"the first {of}"
 
 
 def check_rows_and_tokenizer(
@@ -121,7 +136,8 @@ def check_rows_and_tokenizer(
     """The tokenizer can end a response and render the data's conversations; returns whether rows can be tokenised."""
     before = len(findings.errors)
     with findings.collect("tokenizer"):
-        check_tokenizer(tokenizer, args, rows, form)
+        size = None if config is None else config.get_text_config().vocab_size
+        check_tokenizer(tokenizer, args, rows, form, num_embeddings=size)
         rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
         stops = stop_token_ids(tokenizer, config, None)
         row = rows[0]
@@ -130,14 +146,20 @@ def check_rows_and_tokenizer(
                 _check_rendering(findings, row, form, tokenizer, stops)
             except TemplateError as error:
                 findings.error("tokenizer", f"the chat template does not take the data's conversations: {error}")
-        if config is not None:
-            size = config.get_text_config().vocab_size
-            if len(tokenizer) > size:
-                findings.warn(
-                    "tokenizer",
-                    f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {size}: a token beyond them would "
-                    "stop the run.",
-                )
+        if len(findings.errors) != before:
+            return False
+        tokens = Dataset.from_dict(
+            {"input_ids": [token_ids(row, form, tokenizer, args.dataset_text_field) for row in rows]}
+        )
+        for message in doubled_tokens(map(itemgetter("input_ids"), tokens), tokenizer, form == "tokenized"):
+            findings.warn("tokenizer", message)
+        if size is not None and len(tokenizer) > size:
+            raise_problems(embedding_problems(tokens, f"the first {rows_of(TRAINING, len(rows))}", size, tokenizer))
+            findings.warn(
+                "tokenizer",
+                f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {size}: a token beyond them would "
+                "stop the run.",
+            )
     return len(findings.errors) == before
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..branches import CONTEXT_LENGTH, PROMPT, REFERENCE
-from ..conversations import TEMPLATE_KWARGS, normalised, split_turns, template_kwargs_of
+from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, split_turns, template_kwargs_of
 from ..correction import CorrectionTemplate
 from ..prompts import place_response, token_ids
 from ..trajectories import starts
@@ -55,11 +55,11 @@ def measure(
     Args:
         rows (`datasets.Dataset`): The first rows.
         num_sources (`int`): Rows of the source that they were made of.
-        form (`str`): Of [`~trl_exbias.data.dataset_form`].
+        form (`str`): Of [`~trl_exbias.data_checks.dataset_form`].
         cuts_trajectories (`bool`): Whether the method trains on trajectories instead of whole responses.
     """
     rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
-    if args.rollout_turns == "all" and form in ("messages", "prompt-completion"):
+    if args.rollout_turns == "all" and form in ("messages", "prompt-completion") and message_columns(rows):
         rows, form = split_turns(rows), "prompt-completion"
     whole, corrections = [], []
     template = CorrectionTemplate(args.correction_template) if hasattr(args, "correction_template") else None

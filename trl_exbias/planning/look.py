@@ -1,10 +1,12 @@
 """Looks at all that a run is made of, in the order in which it would come, and plans it."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import get_peft_config
 
+from ..data_checks import TRAINING, evaluation_name, readable
 from . import checks, disk
 from .estimate import Estimate, estimate, shares_context
 from .findings import Findings
@@ -53,9 +55,9 @@ def look(
         name = model_args.model_name_or_path
         config = checks.read_config(findings, hub, "model", "model_name_or_path", name, **kwargs)
         tokenizer = checks.read_tokenizer(findings, hub, name, args, **kwargs)
-    rows, form = _rows(findings, hub, arguments, "train")
+    rows, form = _rows(findings, hub, arguments, "train", config)
     if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
-        _rows(findings, hub, arguments, "test")
+        _rows(findings, hub, arguments, "test", config)
     lengths = _lengths(findings, method, rows, form, tokenizer, config, args)
     teacher = None
     if method == "dad-dagger":
@@ -73,7 +75,9 @@ def look(
     return _plan(findings, method, arguments, placement, config, teacher, rows, form, lengths, gpu_memory_gib)
 
 
-def _rows(findings: Findings, hub: Hub, arguments: "Arguments", kind: str) -> tuple[FirstRows | None, str | None]:
+def _rows(
+    findings: Findings, hub: Hub, arguments: "Arguments", kind: str, config: Any
+) -> tuple[FirstRows | None, str | None]:
     data, mixture = arguments.data, arguments.mixture
     if (data.dataset_streaming or mixture.streaming) and not arguments.config.is_plain_sft:
         findings.error(
@@ -87,7 +91,9 @@ def _rows(findings: Findings, hub: Hub, arguments: "Arguments", kind: str) -> tu
     try:
         with findings.collect("data"):
             found = first_rows(data, mixture, kind, hub, arguments.trainer_class.reads_documents)
-            return found, checks.check_data(findings, found.rows, arguments.config, arguments.trainer_class)
+            name = TRAINING if kind == "train" else evaluation_name("eval")
+            found = dataclasses.replace(found, rows=readable(found.rows, name))
+            return found, checks.check_data(findings, found, name, arguments.config, arguments.trainer_class, config)
     except NotAtHand as away:
         findings.warn(
             "data",

@@ -29,9 +29,10 @@ from ..rollouts import RolloutEngine, SamplingOptions
 from ..sharding import gathered, loaded_whole, shard_for_inference
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..trainable import freeze_all_but
-from ..trajectories import cut_documents, cut_responses
+from ..trajectories import cut_documents, cut_responses, report_uncut
 from .dad_dagger_config import DaDDaggerConfig
 from .iterative import IterativeSFTTrainer
+from .preparation import Preparation
 from .signature import named
 from .soft_label_phase import SoftLabelPhase
 
@@ -188,23 +189,27 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     # Data
 
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        stride = args.stride or args.rollout_length
-        if self._dataset_form == "text" or (self._dataset_form == "tokenized" and "labels" not in dataset.column_names):
-            documents = self._tokenize_documents(dataset, processing_class, args, formatting_func)
-            return cut_documents(documents, args.context_length, args.rollout_length, stride)
+    def prepare_rows(self, dataset: Dataset, how: Preparation) -> Dataset:
         # An evaluation set is cut like the training set.
-        rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, "train")
-        return cut_responses(rows, args.rollout_length, stride)
+        length, stride = how.args.rollout_length, how.args.stride or how.args.rollout_length
+        if how.form == "text" or (how.form == "tokenized" and "labels" not in dataset.column_names):
+            documents = self._tokenize_documents(dataset, how)
+            of = "" if how.is_train else f" of the {how.name}"
+            return cut_documents(documents, how.args.context_length, length, stride, of)
+        rows = super().prepare_rows(dataset, dataclasses.replace(how, is_train=True))
+        cut = cut_responses(rows, length, stride)
+        report_uncut(len(rows), cut, how.name, how.args.max_length)
+        return cut
 
-    def _tokenize_documents(self, dataset, tokenizer, args, formatting_func) -> Dataset:
+    def _tokenize_documents(self, dataset: Dataset, how: Preparation) -> Dataset:
         if "input_ids" in dataset.column_names:
             return dataset.select_columns(["input_ids"])
+        tokenizer, args = how.processing_class, how.args
+        column = args.dataset_text_field if self._formatting_func is None else "text"
 
         def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
-            text = formatting_func(row) if formatting_func is not None else row[args.dataset_text_field]
             # As TRL does with plain text, a document ends with EOS.
-            return {"input_ids": [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]}
+            return {"input_ids": [*tokenizer(row[column])["input_ids"], tokenizer.eos_token_id]}
 
         return dataset.map(
             tokenize, remove_columns=dataset.column_names, num_proc=args.dataset_num_proc, desc="Tokenizing documents"

@@ -22,18 +22,16 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from ..branches import OWN_COLUMNS, PROMPT, ROW, Branch
-from ..conversations import message_columns, normalised, split_turns
-from ..data import Example, check_prepared, check_tokenizer, check_train_dataset
+from ..data import Example
+from ..data_checks import check_responses, check_tokenizer, check_train_dataset, readable_parts
 from ..fingerprint import rows_fingerprint
 from ..joint_dataset import JointDataset
 from ..modeling import base_causal_lm
-from ..pinned_date import pinned
-from ..prompts import mark_responses, report_cut_responses, response_lengths
+from ..prompts import report_cut_responses, response_lengths
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
 from ..rollouts.lockstep import lockstep
 from ..rollouts.vllm import check_vllm
 from ..stop_tokens import stop_token_ids, turn_end, unfinished_test
-from ..template_form import adapted, form_of
 from .checkpoints import checkpoint_to_resume, save_whole, whole_problem
 from .epoch_axis import EpochAxis
 from .extension import is_extension, resume_schedule
@@ -45,6 +43,7 @@ from .joint import JointSFTTrainer
 from .model_card import create_model_card, save_model_card
 from .plan import JOINT, PlannedEpoch, RunPlan, batches_per_epoch, phases_of
 from .preemption import Preemption
+from .preparation import PreparingSFTTrainer, known_num_embeddings
 from .processes import Processes
 from .rollout_phase import RolloutPhase, RolloutStats
 from .run_directory import RunRecorder, check_output_dir, clear_output_dir, run_moment
@@ -57,7 +56,7 @@ from .vllm_phase import vllm_engine
 logger = logging.getLogger(__name__)
 
 
-class IterativeSFTTrainer(JointSFTTrainer):
+class IterativeSFTTrainer(PreparingSFTTrainer):
     """
     Trains on gold data, then, iteration by iteration, on gold data and the policy's own rollouts together.
 
@@ -90,7 +89,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
     _tag_names = ["trl", "trl-exbias", "iterative-sft"]
     _name = "Iterative SFT"
     config_class = IterativeSFTConfig
-    #: Forms of data (see `data.dataset_form`) in which the method makes sense.
+    #: Forms of data (see `data_checks.dataset_form`) in which the method makes sense.
     dataset_forms: tuple[str, ...] = ("prompt-completion", "messages", "text", "tokenized")
     #: Whether plain text is read as whole documents, and a text file as one.
     reads_documents = False
@@ -138,20 +137,26 @@ class IterativeSFTTrainer(JointSFTTrainer):
                 )
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
-        form = check_train_dataset(train_dataset, args.dataset_text_field, kwargs.get("formatting_func") is not None)
-        if form not in self.dataset_forms:
-            raise ValueError(
-                f"{type(self).__name__} needs data in the form {' or '.join(self.dataset_forms)}; this dataset is of the "
-                f"form {form} (columns: {', '.join(train_dataset.column_names)})."
-            )
-        self._dataset_form = form
+        train_dataset, eval_dataset = readable_parts(train_dataset, eval_dataset)
+        num_embeddings = known_num_embeddings(model, args)
+        form = check_train_dataset(
+            train_dataset,
+            args.dataset_text_field,
+            kwargs.get("formatting_func") is not None,
+            eval_dataset,
+            num_embeddings,
+            self.reads_documents,
+            self.dataset_forms,
+            type(self).__name__,
+        )
         if processing_class is None and isinstance(model, str):
             # Loaded ahead of the weights, so that a tokenizer that cannot do the job is found before they are.
             processing_class = AutoProcessor.from_pretrained(
                 model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
             )
         if processing_class is not None:
-            check_tokenizer(processing_class, args, train_dataset, form)
+            check_tokenizer(processing_class, args, train_dataset, form, eval_dataset, num_embeddings)
+        train_dataset, eval_dataset = self._begin_preparation(args, train_dataset, eval_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -168,9 +173,11 @@ class IterativeSFTTrainer(JointSFTTrainer):
             self._tokenizer, turn_end(self._tokenizer, self.inference_template, **kwargs)
         )
         reject_unsupported(self)
+        self._check_prepared(form == "tokenized")
         self._set_up_branches()
         self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset, args.max_length)
         self.train_dataset = self.train_dataset.add_column(ROW, np.arange(len(self.train_dataset)))
+        check_responses(self.response_lengths, args.max_length, self.rolls_out)
         report_cut_responses(self.response_lengths, args.max_length)
         self._joint_data: torch.utils.data.Dataset = self.train_dataset
         self._set_up_patience()
@@ -236,39 +243,6 @@ class IterativeSFTTrainer(JointSFTTrainer):
             yield SplitEngine(draws=engine, labels=own)
 
     # Data
-
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
-        if formatting_func is None:
-            dataset = self._normalised(dataset, processing_class, args)
-        if args.is_plain_sft or dataset_name != "train":
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        form = self._dataset_form
-        if args.rollout_turns == "all" and form in ("messages", "prompt-completion"):
-            dataset, self.completion_only_loss = split_turns(dataset), True
-        prepared = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        check_prepared(dataset, prepared, args.max_length)
-        return mark_responses(
-            prepared, form, processing_class, self.inference_template, args.dataset_num_proc, self.chat_template
-        )
-
-    def _normalised(self, dataset, processing_class, args) -> Dataset:
-        """Conversations as the chat template takes them, and that template at the moment when the run began."""
-        if not isinstance(dataset, Dataset):
-            return dataset
-        own = processing_class.chat_template
-        # Named templates, of which transformers chooses one by the tools, are not pinned.
-        self.inference_template = pinned(own, self.rendered_on) if isinstance(own, str) else None
-        if self.chat_template is not None:  # TRL's own, with marks of what the assistant says
-            self.chat_template = pinned(self.chat_template, self.rendered_on)
-        elif self.inference_template not in (None, own):
-            self.chat_template = self.inference_template
-
-        def adapt(messages):
-            return adapted(messages, form_of(processing_class, self.chat_template))
-
-        if args.chat_template_kwargs and (not message_columns(dataset) or "input_ids" in dataset.column_names):
-            logger.warning("`chat_template_kwargs` has no effect: the data are no conversations.")
-        return normalised(dataset, args.chat_template_kwargs, adapt, args.dataset_num_proc)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
