@@ -24,21 +24,18 @@ class Poison(TrainerCallback):
             next(model.parameters()).data[0, 0] = torch.nan
 
 
-class Explodes(BASHTrainer):
-    """Whose loss overflows where row 5 is in the batch."""
-
-    joint = False
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        factor = torch.inf if 5 in inputs["exbias_row"].tolist() and ("branch_kinds" in inputs) == self.joint else 1.0
-        return factor * super().compute_loss(model, inputs, *args, **kwargs)
-
-
 @pytest.mark.parametrize("joint", [False, True])
-def test_a_loss_that_is_no_number_names_its_rows_and_changes_no_weight(joint, tmp_path):
+def test_a_loss_that_is_no_number_names_its_rows_and_changes_no_weight(joint, tmp_path, monkeypatch):
     args = config(BASHConfig, tmp_path, save_strategy="steps", save_steps=1, beta=0.5)
-    run = trainer(Explodes, args, conversations(12))
-    run.joint = joint
+    run = trainer(BASHTrainer, args, conversations(12))
+    right = run.compute_loss
+
+    def overflows(model, inputs, *args, **kwargs):
+        """Where row 5 is in the batch."""
+        factor = torch.inf if 5 in inputs["exbias_row"].tolist() and ("branch_kinds" in inputs) == joint else 1.0
+        return factor * right(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(run, "compute_loss", overflows)
     seen = []
 
     class Watch(TrainerCallback):
