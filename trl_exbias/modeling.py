@@ -151,6 +151,10 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def agreement_tolerance(dtype: torch.dtype) -> float:
-    """Relative distance of hidden states below which two ways of computing them agree but for rounding."""
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
+def agreement_tolerance(model: nn.Module, dtype: torch.dtype) -> float:
+    """Relative distance of hidden states of this type below which two ways of computing them agree but for rounding."""
+    exact = (torch.float32, torch.float64)
+    # Float32 may hide products in half precision: under autocast, FSDP2's mixed precision, over a quantized base.
+    if dtype not in exact or torch.is_autocast_enabled(model_device(model).type) or isinstance(model, FSDPModule):
+        return 5e-2
+    return 1e-3 if all(p.dtype in exact for p in base_causal_lm(model).parameters()) else 5e-2

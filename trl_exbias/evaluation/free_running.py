@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from ..modeling import LMHead, inference
-from ..rollouts import SamplingOptions, TransformersEngine
+from ..rollouts import SamplingOptions
 from ..rollouts.batching import groups_of_equal_length, run_in_batches
+from ..rollouts.cache_probe import takes_own_cache, takes_ragged_rows
 from ..rollouts.engine import TokenIds
 from ..rollouts.noise import derive_seed
 from ..rollouts.sampling import choose_tokens, logit_chunks
-from ..rollouts.sessions import DenseSession, RaggedSession
+from ..rollouts.sessions import DenseSession, RaggedSession, RereadSession
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,16 @@ def free_runs(
     steps = max(map(len, horizons))
     shape = (len(contexts), steps)
     runs = FreeRuns(*(np.full(shape, np.nan) for _ in range(2 if teacher is None else 4)))
-    engines = [TransformersEngine(reader, pad_token_id=0) for reader in (model, teacher) if reader is not None]
+    models = [reader for reader in (model, teacher) if reader is not None]
 
     def run(batch: list[int]) -> None:
         longest = max(len(contexts[i]) for i in batch) + steps
         groups = [batch]
-        if not all(engine.takes_masks(longest) for engine in engines):
+        if not all(takes_ragged_rows(reader, longest) or not takes_own_cache(reader) for reader in models):
             # Without a mask of our own there can be no padding: only contexts of the same length go together.
             groups = groups_of_equal_length(batch, [len(context) for context in contexts])
         for group in groups:
-            _run_group(
-                runs, group, [engine.model for engine in engines], contexts, horizons, num_samples, seed, vocab_size
-            )
+            _run_group(runs, group, models, contexts, horizons, num_samples, seed, vocab_size)
             on_progress(len(group), sum(len(horizons[i]) for i in group) * (num_samples + 1))
 
     rows = num_samples + 1
@@ -167,7 +166,10 @@ def _score(heads, hidden, truth, vocab_size) -> tuple[list[float], list[float]]:
     return nll, kl
 
 
-def _session(model: nn.Module, contexts: list[TokenIds], horizon: int) -> DenseSession | RaggedSession:
-    if len({len(context) for context in contexts}) == 1:
+def _session(model: nn.Module, contexts: list[TokenIds], horizon: int) -> DenseSession | RaggedSession | RereadSession:
+    longest = max(map(len, contexts)) + horizon
+    if len({len(context) for context in contexts}) == 1 and takes_own_cache(model):
         return DenseSession(model)
-    return RaggedSession(model, 0, len(contexts), max(map(len, contexts)) + horizon)
+    if takes_ragged_rows(model, longest):
+        return RaggedSession(model, 0, len(contexts), longest)
+    return RereadSession(model, 0, longest)
