@@ -15,6 +15,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from .branches import Branch, concatenate
 from .distillation import top_k_of
 from .fingerprint import weights_fingerprint
+from .model_check import check_model
 from .modeling import LMHead, base_causal_lm, inference, model_device
 from .rollouts.batching import run_in_batches
 from .rollouts.sampling import logit_chunks
@@ -78,6 +79,7 @@ class Teacher:
         model.eval()
         try:
             prepared = self.prepare(model)
+            check_model(prepared)
             self.head = LMHead(model)
             yield prepared
         finally:

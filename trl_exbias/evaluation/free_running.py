@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model_check import check_model
 from ..modeling import LMHead, inference
 from ..rollouts import SamplingOptions
 from ..rollouts.batching import groups_of_equal_length, run_in_batches
-from ..rollouts.cache_probe import takes_own_cache, takes_ragged_rows
+from ..rollouts.cache_probe import Rows, rows_of, takes_own_cache
 from ..rollouts.engine import TokenIds
 from ..rollouts.noise import derive_seed
 from ..rollouts.sampling import choose_tokens, logit_chunks
@@ -65,11 +66,13 @@ def free_runs(
     shape = (len(contexts), steps)
     runs = FreeRuns(*(np.full(shape, np.nan) for _ in range(2 if teacher is None else 4)))
     models = [reader for reader in (model, teacher) if reader is not None]
+    for reader in models:
+        check_model(reader)
 
     def run(batch: list[int]) -> None:
         longest = max(len(contexts[i]) for i in batch) + steps
         groups = [batch]
-        if not all(takes_ragged_rows(reader, longest) or not takes_own_cache(reader) for reader in models):
+        if any(rows_of(reader, longest) is Rows.ALIKE for reader in models):
             # Without a mask of our own there can be no padding: only contexts of the same length go together.
             groups = groups_of_equal_length(batch, [len(context) for context in contexts])
         for group in groups:
@@ -170,6 +173,6 @@ def _session(model: nn.Module, contexts: list[TokenIds], horizon: int) -> DenseS
     longest = max(map(len, contexts)) + horizon
     if len({len(context) for context in contexts}) == 1 and takes_own_cache(model):
         return DenseSession(model)
-    if takes_ragged_rows(model, longest):
+    if rows_of(model, longest) is Rows.RAGGED:
         return RaggedSession(model, 0, len(contexts), longest)
     return RereadSession(model, 0, longest)

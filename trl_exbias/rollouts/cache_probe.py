@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from enum import Enum
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,50 +13,66 @@ from .sessions import DenseSession, RaggedSession, read
 
 
 logger = logging.getLogger(__name__)
-# What was found for each model: an architecture does not change in training, and each probe is a few forwards.
-_found: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 
-def takes_ragged_rows(model: nn.Module, length: int) -> bool:
-    """Whether rows of one batch, up to `length` tokens long, may stand at different positions behind one [`RaggedCache`]."""
+class Rows(Enum):
+    """How the rows of a batch can be continued."""
+
+    RAGGED = "each at its own position, behind a `RaggedCache`"
+    ALIKE = "all at the same position, with the model's own cache"
+    REREAD = "each at its own position, read again from its start"
+
+
+# What is in the way of each cache, `None` for nothing, by model: an architecture does not change in training.
+_found: WeakKeyDictionary[nn.Module, dict[Rows, str | None]] = WeakKeyDictionary()
+
+
+def rows_of(model: nn.Module, length: int) -> Rows:
+    """
+    The fastest way to continue batches of up to `length` tokens in which every row comes out as it would alone.
+
+    Tries it on a few tokens, within [`inference`], and says once in the log what a model cannot do.
+    """
     window = attention_window(base_causal_lm(model).config)
-    if window is not None and length > window:
-        return False
-    return _remember(
-        model,
-        "ragged",
-        _ragged_rows_are_off,
-        "does not take a batch of rows at different positions ({reason}): rolling out one token at a time, in batches of "
-        "prompts of equal length.",
-    )
+    fits = window is None or length <= window
+    known = _found.setdefault(base_causal_lm(model), {})
+    is_new = Rows.RAGGED not in known and fits
+    ragged = _problem(model, Rows.RAGGED, _ragged_rows_are_off) if fits else "a window limits its attention"
+    if ragged is None:
+        return Rows.RAGGED
+    is_new = is_new or Rows.ALIKE not in known
+    own = _problem(model, Rows.ALIKE, _own_cache_is_off)
+    name = type(base_causal_lm(model)).__name__
+    if is_new and own is not None:
+        logger.warning(
+            f"{name} does not take a batch of rows at different positions ({ragged}), and its own cache is not to be relied "
+            f"on ({own}): every step of a rollout reads the sequences from their start. The tokens are the right ones; it "
+            "takes longer."
+        )
+    elif is_new and fits:
+        logger.warning(
+            f"{name} does not take a batch of rows at different positions ({ragged}): rolling out one token at a time, in "
+            "batches of prompts of equal length."
+        )
+    return Rows.ALIKE if own is None else Rows.REREAD
 
 
 def takes_own_cache(model: nn.Module) -> bool:
     """Whether rows at one position come out right with the model's own cache, also where rows are dropped and repeated."""
-    return _remember(
-        model,
-        "dense",
-        _own_cache_is_off,
-        "cannot continue a batch from its cache ({reason}): every step of a rollout reads the whole sequence again. The "
-        "tokens are the same; it takes longer.",
-    )
+    return _problem(model, Rows.ALIKE, _own_cache_is_off) is None
 
 
-def _remember(model: nn.Module, name: str, probe: Callable[[nn.Module], str | None], message: str) -> bool:
-    base = base_causal_lm(model)
-    found = _found.setdefault(base, {})
-    if name not in found:
+def _problem(model: nn.Module, rows: Rows, probe: Callable[[nn.Module], str | None]) -> str | None:
+    known = _found.setdefault(base_causal_lm(model), {})
+    if rows not in known:
         try:
-            reason = probe(model)
+            known[rows] = probe(model)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             # Whatever a foreign architecture raises at an unusual cache means the same: it cannot take it.
-            reason = f"{type(error).__name__}: {error}"
-        found[name] = reason is None
-        if reason is not None:
-            logger.warning(f"{type(base).__name__} {message.format(reason=reason)}")
-    return found[name]
+            known[rows] = f"{type(error).__name__}: {error}"
+    return known[rows]
 
 
 def _ragged_rows_are_off(model: nn.Module) -> str | None:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from ..model_check import check_model
 from ..modeling import LMHead, base_causal_lm, inference
 from .batching import groups_of_equal_length, run_in_batches
-from .cache_probe import takes_own_cache, takes_ragged_rows
+from .cache_probe import Rows, rows_of
 from .engine import SamplingOptions, TokenIds, check_mix, check_prompts
 from .forward_cost import forward_overhead_tokens
 from .sampling import choose_tokens, most_probable
@@ -99,7 +100,7 @@ class TransformersEngine:
         def run(batch: list[int]) -> None:
             rows = [rows_to_run[i] for i in batch]
             length = max(len(prompts[row]) + sampled[row][-1] for row in rows)
-            if takes_ragged_rows(self.model, length) or not takes_own_cache(self.model):
+            if rows_of(self.model, length) is not Rows.ALIKE:
                 self._sweep(rows, prompts, references, sampled, options, ids, out)
             else:
                 self._decode(rows, prompts, _Mixing(references, sampled), options, ids, out)
@@ -131,7 +132,7 @@ class TransformersEngine:
     def _decode(self, rows, prompts, script, options, ids, out) -> None:
         """Grows the rows of a batch token by token; `script` says which token is forced and when a row ends."""
         total = max(len(prompts[row]) + script.max_length(row) for row in rows)
-        if takes_ragged_rows(self.model, total) or not takes_own_cache(self.model):
+        if rows_of(self.model, total) is not Rows.ALIKE:
             session = self._any_positions(len(rows), total)
             self._decode_together([*rows], prompts, script, options, ids, out, session)
             return
@@ -235,7 +236,7 @@ class TransformersEngine:
 
     def _any_positions(self, rows: int, length: int) -> RaggedSession | RereadSession:
         """A session whose rows may stand at different positions."""
-        if takes_ragged_rows(self.model, length):
+        if rows_of(self.model, length) is Rows.RAGGED:
             return RaggedSession(self.model, self.pad_token_id, rows, length)
         return RereadSession(self.model, self.pad_token_id, length)
 
@@ -248,6 +249,7 @@ class TransformersEngine:
                 f"A sequence of {max(lengths)} tokens (longest prompt: {max(map(len, prompts))}) is over the model's "
                 f"{limit} positions. Lower `max_length` or `max_new_tokens`."
             )
+        check_model(self.model)
         self._reported: set[int] = set()
         with inference(self.model), self.autocast():
             self.max_batch_tokens = run_in_batches(run, lengths, self.max_batch_tokens)

@@ -35,6 +35,7 @@ from ..data import (
 )
 from ..fingerprint import rows_fingerprint
 from ..joint_dataset import JointDataset
+from ..model_check import complete_fused_head
 from ..modeling import base_causal_lm
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
 from ..rollouts.lockstep import lockstep
@@ -46,6 +47,7 @@ from .iterative_config import IterativeSFTConfig
 from .joint import JointSFTTrainer
 from .model_card import create_model_card, save_model_card
 from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
+from .policy_check import check_policy
 from .preemption import Preemption
 from .processes import Processes
 from .rollout_phase import RolloutPhase, RolloutStats
@@ -142,6 +144,9 @@ class IterativeSFTTrainer(JointSFTTrainer):
         )
         self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, self.chat_template)
         reject_unsupported(self)
+        complete_fused_head(self.model)
+        self._policy_checked = False
+        check_policy(self)
         self._set_up_branches()
         self.rollout_stats = RolloutStats()
         self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset)
@@ -338,6 +343,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
             self._end_phase(entry)
 
     def _begin_phase(self, model, entry: PlannedEpoch, trial) -> None:
+        check_policy(self)
         first_step = self.plan.first_step(entry.iteration)
         if self._iteration_best is not None and self._iteration == -1 and self.state.global_step == first_step > 0:
             # Resumed from where the iteration before this one ended: with its last weights, not its best.
