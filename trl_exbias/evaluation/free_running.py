@@ -88,7 +88,10 @@ def free_runs(
 def _run_group(runs, group, models, contexts, horizons, num_samples, seed, vocab_size) -> None:
     """One batch of starts, in lockstep: each row of the batch is a start going along the truth or along a sample."""
     heads = [LMHead(reader) for reader in models]
-    options = [SamplingOptions(seed=derive_seed(seed, "free-run", s)) for s in range(num_samples)]
+    # A token that the teacher does not have could not be read by it.
+    excluded = () if vocab_size is None else tuple(range(vocab_size, heads[0].vocab_size))
+    seeds = [derive_seed(seed, "free-run", s) for s in range(num_samples)]
+    options = [SamplingOptions(seed=own, excluded_token_ids=excluded) for own in seeds]
     sessions, hidden = [], []
     for reader in models:
         session = _session(reader, [contexts[i] for i in group], max(len(horizons[i]) for i in group))
