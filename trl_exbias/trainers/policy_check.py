@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..model_check import check_model, check_training_head
 from ..modeling import inference
 from ..rollouts.cache_probe import rows_of
+from ..rollouts.served_policy import check_servable
 
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def check_policy(trainer: "IterativeSFTTrainer") -> None:
     """
     if trainer._policy_checked or not trainer.rolls_out:
         return
+    if trainer.args.rollout_engine == "vllm" and not trainer.is_in_train:
+        check_servable(trainer.model)
     is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     if is_sharded and not trainer.is_in_train:
         return
