@@ -13,6 +13,7 @@ from torch import nn
 from ..merging import merged_copy, why_not_merged
 from ..modeling import base_causal_lm
 from ..sharding import full_state
+from .base_weights import differs_from_disk
 
 
 logger = logging.getLogger(__name__)
@@ -129,4 +130,7 @@ def why_merge(model: nn.Module) -> str | None:
         return "it adapts the embeddings"
     if not base.name_or_path:
         return "the base model was not loaded from a folder or hub"
+    changed = differs_from_disk(base)
+    if changed is not None:
+        return f"{changed} of the base model is not what {base.name_or_path} holds"
     return None
