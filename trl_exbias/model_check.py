@@ -82,8 +82,9 @@ def complete_fused_head(model: nn.Module) -> None:
     """Makes TRL's fused LM head, which a trainer has added already, treat logits as [`LMHead`] does."""
     base = base_causal_lm(model)
     if base.base_model is base:
-        # Llama 4 and Mllama, of which the prefix names a part of a larger model: the fused head would call itself.
-        base.base_model_prefix = next(name for name, module in base.named_children() if module is backbone(base))
+        # Llama 4 and Mllama, of which the prefix names a part that they do not have: the fused head would call the model itself.
+        names = (name for name, module in base.named_children() if module is backbone(base))
+        base.base_model_prefix = next(names, base.base_model_prefix)
     config, softcap = base.config.get_text_config(), LMHead(model).softcap
     if softcap == getattr(config, "final_logit_softcapping", None):
         return

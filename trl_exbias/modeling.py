@@ -24,8 +24,11 @@ def backbone(model: nn.Module) -> nn.Module:
     base = base_causal_lm(model)
     if base.base_model is not base:
         return base.base_model
-    # The prefix of Llama 4's and Mllama's language models names a part of a larger model, which they do not have.
-    return next(module for module in base.children() if isinstance(module, PreTrainedModel))
+    # Llama 4 and Mllama: their prefix names a part that they do not have.
+    embeddings = base.get_input_embeddings()
+    parts = [part for part in base.children() if isinstance(part, PreTrainedModel)]
+    part = next((part for part in parts if part.get_input_embeddings() is embeddings), None)
+    return base if part is None else backbone(part)
 
 
 def read_backbone(model: nn.Module, **inputs):

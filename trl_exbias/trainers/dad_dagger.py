@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,6 +32,7 @@ from ..trainable import freeze_all_but
 from ..trajectories import cut_documents, cut_responses
 from .dad_dagger_config import DaDDaggerConfig
 from .iterative import IterativeSFTTrainer
+from .multimodal import load_processing_class, text_tokenizer
 from .soft_label_phase import SoftLabelPhase
 
 
@@ -118,13 +118,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     ):
         args = self.config_class.of(args, model, type(self))
         _check_trainable(args, model, kwargs.get("peft_config"))
-        if isinstance(model, str) and processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(
-                model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-            )
+        if processing_class is None:
+            processing_class = load_processing_class(model, args)
         self.teacher = self.find_teacher(args, teacher_model)
         if self.teacher is not None and processing_class is not None:
-            check_tokenizers(processing_class, self.teacher.tokenizer())
+            check_tokenizers(text_tokenizer(processing_class), self.teacher.tokenizer())
         config = _config_of(model, args)
         check_positions(args, "model", config)
         if self.teacher is not None:

@@ -1,7 +1,7 @@
 """The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`.
 
 Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Trainer`'s `_run_epoch`, `_init_training_state`,
-`_get_dataloader`, `_save_checkpoint`, and `SFTTrainer`'s `_prepare_dataset` and `_set_signature_columns_if_needed`.
+`_get_dataloader`, `_save`, `_save_checkpoint`, and `SFTTrainer`'s `_prepare_dataset` and `_set_signature_columns_if_needed`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -46,6 +46,7 @@ from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint import JointSFTTrainer
 from .model_card import create_model_card, save_model_card
+from .multimodal import leave_unused_parameters, load_processing_class, text_tokenizer
 from .plan import JOINT, Phase, PlannedEpoch, RunPlan, batches_per_epoch
 from .policy_check import check_policy
 from .preemption import Preemption
@@ -127,11 +128,13 @@ class IterativeSFTTrainer(JointSFTTrainer):
                 f"form {form} (columns: {', '.join(train_dataset.column_names)})."
             )
         self._dataset_form = form
-        if processing_class is None and isinstance(model, str):
+        if processing_class is None:
             # Loaded ahead of the weights, so that a tokenizer that cannot do the job is found before they are.
-            processing_class = AutoProcessor.from_pretrained(
-                model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-            )
+            processing_class = load_processing_class(model, args)
+        #: Of a multimodal checkpoint: saved with the model. Text is read with its tokenizer.
+        self._processor = processing_class if isinstance(processing_class, ProcessorMixin) else None
+        processing_class = text_tokenizer(processing_class)
+        leave_unused_parameters(args, model)
         if processing_class is not None:
             check_tokenizer(processing_class, args, train_dataset, form)
         super().__init__(
@@ -421,6 +424,11 @@ class IterativeSFTTrainer(JointSFTTrainer):
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if not _internal_call:
             save_model_card(self, output_dir or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._processor is not None:
+            self._processor.save_pretrained(output_dir or self.args.output_dir)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Writes `README.md` of `output_dir`: method, paper, recipe, exposure bias, versions; see [`~trl.SFTTrainer`]."""
