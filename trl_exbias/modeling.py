@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import transformers
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .sharding import compute_device, in_forward
 
@@ -17,6 +18,14 @@ from .sharding import compute_device, in_forward
 def base_causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal LM itself: a PEFT model's adapters live inside its layers, so its base model is what computes."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def model_class(config: PretrainedConfig) -> type:
+    """What loads a model of this configuration, as TRL 1.16 does: the whole of a multimodal one, of whatever auto class."""
+    name = (config.architectures or [""])[0]
+    if name.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
+        return getattr(transformers, name, AutoModelForCausalLM)
+    return AutoModelForCausalLM
 
 
 def backbone(model: nn.Module) -> nn.Module:

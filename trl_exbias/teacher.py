@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -16,7 +16,7 @@ from .branches import Branch, concatenate
 from .distillation import top_k_of
 from .fingerprint import weights_fingerprint
 from .model_check import check_model
-from .modeling import LMHead, base_causal_lm, inference, model_device
+from .modeling import LMHead, base_causal_lm, inference, model_class, model_device
 from .rollouts.batching import run_in_batches
 from .rollouts.sampling import logit_chunks
 from .rollouts.sessions import read_along
@@ -111,7 +111,7 @@ class Teacher:
 
     def _load(self) -> PreTrainedModel:
         with self.loading():
-            model = AutoModelForCausalLM.from_pretrained(self.source, **{"dtype": "auto", **self.init_kwargs})
+            model = model_class(self.config).from_pretrained(self.source, **{"dtype": "auto", **self.init_kwargs})
         return model.requires_grad_(False)
 
     def _hub_kwargs(self) -> dict[str, Any]:

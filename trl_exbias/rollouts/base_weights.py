@@ -29,7 +29,10 @@ def differs_from_disk(base: PreTrainedModel) -> str | None:
         for name, parameter in base.named_parameters()
     }
     files = _files(base)
-    if files and _num_layers(files[0].with_name("config.json")) not in (None, base.config.get_text_config().num_hidden_layers):
+    if files and _num_layers(files[0].with_name("config.json")) not in (
+        None,
+        base.config.get_text_config().num_hidden_layers,
+    ):
         return "the number of layers"
     for file in files:
         with safe_open(file, framework="pt") as weights:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -26,7 +25,15 @@ _MAX_SHARD_SIZE = "2GB"
 _UNDERSTOOD = {
     *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("lora_dropout", "init_lora_weights", "inference_mode", "ephemeral_gpu_offload", "eva_config", "lora_ga_config"),
-    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "runtime_config"),
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "runtime_config",
+    ),
 }
 _LEAVE_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
