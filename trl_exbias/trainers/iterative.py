@@ -34,6 +34,7 @@ from ..data import (
     stop_token_ids,
 )
 from ..fingerprint import rows_fingerprint
+from ..generation_config import make_saveable
 from ..joint_dataset import JointDataset
 from ..model_check import complete_fused_head
 from ..modeling import base_causal_lm
@@ -147,6 +148,7 @@ class IterativeSFTTrainer(JointSFTTrainer):
         )
         self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, self.chat_template)
         reject_unsupported(self)
+        make_saveable(self.model)
         complete_fused_head(self.model)
         self._policy_checked = False
         check_policy(self)
