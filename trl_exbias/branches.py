@@ -357,6 +357,6 @@ def check_shared_context(model: torch.nn.Module) -> str | None:
     # Context x_1..x_3, then x_4 with all of a branch but its last token.
     expected = torch.cat([expected[0, :5], expected[1, 3:6]])
     distance = ((found - expected).float().norm() / expected.float().norm()).item()
-    if distance < agreement_tolerance(expected.dtype):
+    if distance < agreement_tolerance(model, expected.dtype):
         return None
     return f"{type(base).__name__} reads a shared context differently (hidden states {distance:.1e} off)"

@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import transformers
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .sharding import compute_device, in_forward
 
@@ -19,9 +20,24 @@ def base_causal_lm(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def model_class(config: PretrainedConfig) -> type:
+    """What loads a model of this configuration, as TRL 1.16 does: the whole of a multimodal one, of whatever auto class."""
+    name = (config.architectures or [""])[0]
+    if name.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
+        return getattr(transformers, name, AutoModelForCausalLM)
+    return AutoModelForCausalLM
+
+
 def backbone(model: nn.Module) -> nn.Module:
     """The part of a causal LM that ends in the last hidden states (`LlamaModel` of a `LlamaForCausalLM`)."""
-    return base_causal_lm(model).base_model
+    base = base_causal_lm(model)
+    if base.base_model is not base:
+        return base.base_model
+    # Llama 4 and Mllama: their prefix names a part that they do not have.
+    embeddings = base.get_input_embeddings()
+    parts = [part for part in base.children() if isinstance(part, PreTrainedModel)]
+    part = next((part for part in parts if part.get_input_embeddings() is embeddings), None)
+    return base if part is None else backbone(part)
 
 
 def read_backbone(model: nn.Module, **inputs):
@@ -39,7 +55,8 @@ class LMHead:
     Turns last hidden states into logits exactly as the model's own forward does.
 
     Architectures scale or soft-cap their logits after the projection; the names of the scales are the ones TRL 1.16's
-    fused LM head reads (`trl/trainer/utils.py`, `add_fused_lm_head`).
+    fused LM head reads (`trl/trainer/utils.py`, `add_fused_lm_head`). That there is no other is what
+    [`~trl_exbias.model_check.check_model`] makes sure of.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -52,7 +69,7 @@ class LMHead:
         self.projection = base.get_output_embeddings()
         # Of a model that is not sharded, nothing but the head is kept alive.
         self._root = model if isinstance(model, FSDPModule) else None
-        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.softcap = next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None)) is not None), None)
         self.scale = _logit_scale(config)
 
     @property
@@ -62,9 +79,13 @@ class LMHead:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of `hidden` `(..., H)`: float32 of shape `(..., V)`."""
+        return self.finish(self.raw(hidden))
+
+    def raw(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the projection alone gives."""
         # The module is called, not its weight read: ZeRO-3 and FSDP2 gather a sharded weight in the module's hooks.
         hidden = hidden.to(compute_device(self.projection.weight))
-        return self.finish(in_forward(self._root, lambda: self.projection(hidden)))
+        return in_forward(self._root, lambda: self.projection(hidden))
 
     def finish(self, projected: torch.Tensor) -> torch.Tensor:
         """Float32 logits of what the projection alone gives: scaled, then soft-capped."""
@@ -80,6 +101,10 @@ class LMHead:
         if self.softcap is not None:
             grad = grad * (1 - (logits / self.softcap) ** 2)
         return grad * self.scale if self.scale != 1.0 else grad
+
+
+# Gemma, RecurrentGemma, xLSTM.
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def _logit_scale(config: PretrainedConfig) -> float:
@@ -149,8 +174,17 @@ def inference(model: nn.Module) -> Iterator[None]:
         # Module by module: a frozen part that the user keeps in evaluation mode stays in it.
         for module in training:
             module.training = True
+        for module in training:
+            if hasattr(module, "_rescale_layers"):
+                # RWKV divides weights in place when it is run in evaluation mode, and undoes it at the next forward in
+                # training: a checkpoint written in between would hold the divided ones.
+                module._rescale_layers()
 
 
-def agreement_tolerance(dtype: torch.dtype) -> float:
-    """Relative distance of hidden states below which two ways of computing them agree but for rounding."""
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
+def agreement_tolerance(model: nn.Module, dtype: torch.dtype) -> float:
+    """Relative distance of hidden states of this type below which two ways of computing them agree but for rounding."""
+    exact = (torch.float32, torch.float64)
+    # Float32 may hide products in half precision: under autocast, FSDP2's mixed precision, over a quantized base.
+    if dtype not in exact or torch.is_autocast_enabled(model_device(model).type) or isinstance(model, FSDPModule):
+        return 5e-2
+    return 1e-3 if all(p.dtype in exact for p in base_causal_lm(model).parameters()) else 5e-2

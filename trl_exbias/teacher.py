@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .branches import Branch, concatenate
 from .distillation import top_k_of
 from .fingerprint import weights_fingerprint
-from .modeling import LMHead, base_causal_lm, inference, model_device
+from .model_check import check_model
+from .modeling import LMHead, base_causal_lm, inference, model_class, model_device
 from .rollouts.batching import run_in_batches
 from .rollouts.sampling import logit_chunks
 from .rollouts.sessions import read_along
@@ -78,6 +79,7 @@ class Teacher:
         model.eval()
         try:
             prepared = self.prepare(model)
+            check_model(prepared)
             self.head = LMHead(model)
             yield prepared
         finally:
@@ -109,7 +111,7 @@ class Teacher:
 
     def _load(self) -> PreTrainedModel:
         with self.loading():
-            model = AutoModelForCausalLM.from_pretrained(self.source, **{"dtype": "auto", **self.init_kwargs})
+            model = model_class(self.config).from_pretrained(self.source, **{"dtype": "auto", **self.init_kwargs})
         return model.requires_grad_(False)
 
     def _hub_kwargs(self) -> dict[str, Any]:

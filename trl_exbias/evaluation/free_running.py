@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model_check import check_model
 from ..modeling import LMHead, inference
-from ..rollouts import SamplingOptions, TransformersEngine
+from ..rollouts import SamplingOptions
 from ..rollouts.batching import groups_of_equal_length, run_in_batches
+from ..rollouts.cache_probe import Rows, rows_of, takes_own_cache
 from ..rollouts.engine import TokenIds
 from ..rollouts.noise import derive_seed
 from ..rollouts.sampling import choose_tokens, logit_chunks
-from ..rollouts.sessions import DenseSession, RaggedSession
+from ..rollouts.sessions import DenseSession, RaggedSession, RereadSession
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,18 @@ def free_runs(
     steps = max(map(len, horizons))
     shape = (len(contexts), steps)
     runs = FreeRuns(*(np.full(shape, np.nan) for _ in range(2 if teacher is None else 4)))
-    engines = [TransformersEngine(reader, pad_token_id=0) for reader in (model, teacher) if reader is not None]
+    models = [reader for reader in (model, teacher) if reader is not None]
+    for reader in models:
+        check_model(reader)
 
     def run(batch: list[int]) -> None:
         longest = max(len(contexts[i]) for i in batch) + steps
         groups = [batch]
-        if not all(engine.takes_masks(longest) for engine in engines):
+        if any(rows_of(reader, longest) is Rows.ALIKE for reader in models):
             # Without a mask of our own there can be no padding: only contexts of the same length go together.
             groups = groups_of_equal_length(batch, [len(context) for context in contexts])
         for group in groups:
-            _run_group(
-                runs, group, [engine.model for engine in engines], contexts, horizons, num_samples, seed, vocab_size
-            )
+            _run_group(runs, group, models, contexts, horizons, num_samples, seed, vocab_size)
             on_progress(len(group), sum(len(horizons[i]) for i in group) * (num_samples + 1))
 
     rows = num_samples + 1
@@ -86,7 +88,10 @@ def free_runs(
 def _run_group(runs, group, models, contexts, horizons, num_samples, seed, vocab_size) -> None:
     """One batch of starts, in lockstep: each row of the batch is a start going along the truth or along a sample."""
     heads = [LMHead(reader) for reader in models]
-    options = [SamplingOptions(seed=derive_seed(seed, "free-run", s)) for s in range(num_samples)]
+    # A token that the teacher does not have could not be read by it.
+    excluded = () if vocab_size is None else tuple(range(vocab_size, heads[0].vocab_size))
+    seeds = [derive_seed(seed, "free-run", s) for s in range(num_samples)]
+    options = [SamplingOptions(seed=own, excluded_token_ids=excluded) for own in seeds]
     sessions, hidden = [], []
     for reader in models:
         session = _session(reader, [contexts[i] for i in group], max(len(horizons[i]) for i in group))
@@ -167,7 +172,10 @@ def _score(heads, hidden, truth, vocab_size) -> tuple[list[float], list[float]]:
     return nll, kl
 
 
-def _session(model: nn.Module, contexts: list[TokenIds], horizon: int) -> DenseSession | RaggedSession:
-    if len({len(context) for context in contexts}) == 1:
+def _session(model: nn.Module, contexts: list[TokenIds], horizon: int) -> DenseSession | RaggedSession | RereadSession:
+    longest = max(map(len, contexts)) + horizon
+    if len({len(context) for context in contexts}) == 1 and takes_own_cache(model):
         return DenseSession(model)
-    return RaggedSession(model, 0, len(contexts), max(map(len, contexts)) + horizon)
+    if rows_of(model, longest) is Rows.RAGGED:
+        return RaggedSession(model, 0, len(contexts), longest)
+    return RereadSession(model, 0, longest)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..model_check import check_model
 from ..modeling import LMHead, inference
 from ..rollouts.batching import run_in_batches
 from ..rollouts.engine import TokenIds, check_prompts
@@ -56,6 +57,7 @@ def label_nll(
             out[row], nll = nll[:count], nll[count:]
 
     if rows_to_run:
+        check_model(model)
         with inference(model):
             run_in_batches(run, [len(contexts[row]) + len(continuations[row]) for row in rows_to_run], max_batch_tokens)
     return out

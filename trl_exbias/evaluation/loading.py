@@ -21,18 +21,22 @@ def load_model(folder: str | Path, options: Any):
     Args:
         options: Has `dtype`, `device` and `trust_remote_code`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from ..modeling import model_class
 
     device = device_of(options)
     kwargs = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
     folder = local_folder(str(folder))
     base = base_of_adapter(folder)
+    loaded = folder if base is None else local_folder(base)
+    config = AutoConfig.from_pretrained(loaded, trust_remote_code=options.trust_remote_code)
+    model = model_class(config).from_pretrained(loaded, **kwargs)
     if base is None:
-        return AutoModelForCausalLM.from_pretrained(folder, **kwargs).to(device).eval()
+        return model.to(device).eval()
     # Not by transformers' own loading of adapters, which begins modules that were trained whole anew.
     from peft import PeftModel
 
-    model = AutoModelForCausalLM.from_pretrained(local_folder(base), **kwargs)
     _make_room_for_new_tokens(model, folder, options.trust_remote_code)
     return PeftModel.from_pretrained(model, folder).to(device).eval()
 

@@ -233,9 +233,14 @@ class Subject:
 
     def _merged(self) -> Path:
         """A copy with the adapter merged, there as long as the engine: not every adapter can be served beside its base."""
+        from ..generation_config import make_saveable
+        from ..merging import merged
+
         folder = tempfile.mkdtemp(prefix="trl-exbias-merged-")
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        load_model(self.folder, replace(self.options, device="cpu")).merge_and_unload().save_pretrained(folder)
+        model = merged(load_model(self.folder, replace(self.options, device="cpu")))
+        make_saveable(model)
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return Path(folder)
 

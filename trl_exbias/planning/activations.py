@@ -74,7 +74,7 @@ def count_activations(
     hooks = [hook for layer in layers for hook in saved.watch(layer)]
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     inputs = {"input_ids": ids, "position_ids": ids, "use_cache": False}
-    if masked:
+    if masked and hasattr(base_causal_lm(model).config.get_text_config(), "num_attention_heads"):
         mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device="meta")
         inputs["attention_mask"] = (
             mask if base_causal_lm(model).config._attn_implementation == ATTENTION else mask.float()

@@ -222,7 +222,7 @@ def check_teacher(
     student: PretrainedConfig | None,
 ) -> PretrainedConfig | None:
     """DaD-DAgger: the teacher is there and speaks the student's tokens; returns its configuration."""
-    from ..trainers.dad_dagger import DaDDaggerTrainer
+    from ..trainers.dad_dagger import DaDDaggerTrainer, check_router
 
     found = None
     with findings.collect("teacher"):
@@ -245,6 +245,8 @@ def check_teacher(
         findings.error("teacher", f"`teacher_model_name_or_path: {name}` cannot be read: {error}")
         return None
     config = loaded.config
+    with findings.collect("model"):
+        check_router(args, student)
     size = config.get_text_config().vocab_size
     with findings.collect("teacher"):
         if tokenizer is not None:

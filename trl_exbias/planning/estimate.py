@@ -21,7 +21,7 @@ from .memory import (
     standing,
     training_moments,
 )
-from .model import ModelFacts, meta_model, model_facts
+from .model import ModelFacts, is_recurrent, meta_model, model_facts
 from .phases import Layout, PlannedPhase
 from .placement import Placement
 from .rollout_memory import rollout_moments, teacher_moment
@@ -57,9 +57,10 @@ class Estimate:
         return max(self.phases, key=lambda phase: phase.peak.total)
 
 
-def shares_context(attn_implementation: str | None, args: Any) -> bool:
-    """Whether branches share the encoding of their context, as far as settings say."""
-    return attn_implementation in (None, "sdpa", "eager") and not args.neftune_noise_alpha
+def shares_context(attn_implementation: str | None, args: Any, config: PretrainedConfig | None) -> bool:
+    """Whether branches share the encoding of their context, as far as settings and the model's configuration say."""
+    takes_masks = attn_implementation in (None, "sdpa", "eager") and not is_recurrent(config)
+    return takes_masks and not args.neftune_noise_alpha
 
 
 def estimate(

@@ -143,7 +143,8 @@ def _plan(
 ) -> Plan:
     args, model_args = arguments.config, arguments.model
     labels_prompts = form in ("messages", "text") and method != "dad-dagger" and not args.assistant_only_loss
-    shape = RunShape(method, args, lengths, shares_context(model_args.attn_implementation, args), labels_prompts)
+    shared = shares_context(model_args.attn_implementation, args, config)
+    shape = RunShape(method, args, lengths, shared, labels_prompts)
     num_rows = None if rows is None else rows.num_rows
     if lengths is not None:
         num_rows = lengths.scaled(num_rows)

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..modeling import LMHead, base_causal_lm
+from ..modeling import LMHead, base_causal_lm, model_class
 from ..trainable import freeze_all_but
 from .activations import ATTENTION
 from .placement import Placement
@@ -16,6 +17,7 @@ from .placement import Placement
 _BITS_4 = 0.5 + 4 / 64  # half a byte, and a float32 scale for every 64 weights (bitsandbytes)
 _BITS_4_NESTED = 0.5 + 1 / 64 + 4 / 16384  # the scales themselves in 8 bits
 _BITS_8 = 1.0
+_RECURRENT = ("conv", "mamba", "recurrent", "hybrid", "hybrid_sliding")
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,10 @@ def meta_model(
         try:
             if attn_implementation == "eager":
                 raise KeyError
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, **options)
+            model = _from_config(config, attn_implementation=ATTENTION, **options)
         except (KeyError, ValueError):
             # Architectures whose attention is chosen from a table of their own (GPT-Neo), and what was asked for.
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **options)
+            model = _from_config(config, attn_implementation="eager", **options)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -143,6 +145,13 @@ def meta_model(
         if trainable_modules:
             freeze_all_but(model, trainable_modules)
     return model.train()
+
+
+def _from_config(config: PretrainedConfig, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+    loader = model_class(config)
+    if loader is AutoModelForCausalLM:
+        return loader.from_config(config, trust_remote_code=trust_remote_code, **options)
+    return loader._from_config(config, **options)
 
 
 def model_facts(model: PreTrainedModel, compute_dtype: torch.dtype, load_in: str | None = None) -> ModelFacts:
@@ -176,7 +185,19 @@ def model_facts(model: PreTrainedModel, compute_dtype: torch.dtype, load_in: str
     )
 
 
+def is_recurrent(config: PretrainedConfig | None) -> bool:
+    """Whether some layers are recurrent, by what transformers 5.17 says of the class and of its layers."""
+    if config is None:
+        return False
+    text = config.get_text_config()
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+    kinds = set(getattr(text, "layer_types", None) or ())
+    return getattr(loaded, "_is_stateful", False) or any(kind in _RECURRENT or "linear" in kind for kind in kinds)
+
+
 def _kv_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    if not hasattr(config, "num_attention_heads"):
+        return 0  # a recurrent model without attention: its state does not grow
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * size * dtype.itemsize

@@ -24,6 +24,8 @@ class SamplingOptions:
             `sample` ends a sequence after so many tokens.
         stop_token_ids (`tuple[int, ...]`, *optional*):
             `sample` ends a sequence after any of these; the stop token is kept. `mix` ignores them.
+        excluded_token_ids (`tuple[int, ...]`, *optional*):
+            These are never drawn, such as padding rows of the embeddings that stand for no token.
         seed (`int`, *optional*, defaults to `0`):
             Together with the example's id and the position in the response, the key of every random draw.
 
@@ -36,6 +38,7 @@ class SamplingOptions:
     top_k: int = 0
     max_new_tokens: int = 256
     stop_token_ids: tuple[int, ...] = ()
+    excluded_token_ids: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self):

@@ -48,7 +48,10 @@ def logit_chunks(hidden: torch.Tensor, vocab_size: int) -> list[slice]:
 
 
 def filter_logits_(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
-    """Applies temperature, then top-k, then top-p to float32 `logits` `(rows, V)`, in place where possible."""
+    """Applies exclusions, temperature, top-k and top-p, in this order, to float32 `logits` `(rows, V)`, in place where possible."""
+    if options.excluded_token_ids:
+        excluded = torch.tensor(options.excluded_token_ids, device=logits.device)
+        logits.index_fill_(-1, excluded, float("-inf"))
     if options.temperature > 0:
         logits /= options.temperature
     if 0 < options.top_k < logits.size(-1):

@@ -1,17 +1,18 @@
 """Hands a policy in training over to a server: a folder of weights, or a LoRA adapter beside the weights it came from."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ..merging import merged_copy, why_not_merged
 from ..modeling import base_causal_lm
 from ..sharding import full_state
+from .base_weights import differs_from_disk
 
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,22 @@ logger = logging.getLogger(__name__)
 # What vLLM 0.31 compiles its LoRA kernels for (`config/lora.py`, `MaxLoRARanks`).
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _MAX_SHARD_SIZE = "2GB"
+# Fields of a LoRA configuration (PEFT 0.21) that vLLM 0.31 reads (`lora/peft_helper.py`), that name layers, whose weights are
+# there to be seen, or that matter in training alone. It passes over any other without a word.
+_UNDERSTOOD = {
+    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("lora_dropout", "init_lora_weights", "inference_mode", "ephemeral_gpu_offload", "eva_config", "lora_ga_config"),
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "runtime_config",
+    ),
+}
+_LEAVE_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,28 @@ class ServedPolicy:
     options: dict[str, Any]
 
 
+def check_servable(model: nn.Module) -> None:
+    """
+    Refuses a policy that vLLM cannot be given as it is, ahead of training.
+
+    Raises:
+        ValueError: for a quantized base without an adapter that can be served beside it, and for an adapter that can neither
+            be served nor merged exactly.
+    """
+    has_adapter = hasattr(model, "peft_config")
+    reason = why_merge(model) if has_adapter else None
+    if has_adapter and reason is None:
+        return
+    problem = None
+    quantized = getattr(base_causal_lm(model), "quantization_method", None)
+    if quantized is not None:
+        problem = f"its base is quantized ({quantized}), and {reason or 'it has no adapter'}"
+    elif has_adapter and (inexact := why_not_merged(model)) is not None:
+        problem = f"{reason}, so its adapter would have to be merged, which PEFT cannot do exactly: {inexact}"
+    if problem is not None:
+        raise ValueError(f"vLLM cannot serve this policy: {problem}. Set `rollout_engine='transformers'`.")
+
+
 def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator: Accelerator) -> ServedPolicy:
     """
     Writes the weights that training has arrived at, as safetensors. Called by every process; the main one writes,
@@ -51,25 +90,18 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
         wrapped (`nn.Module`): The same, as the process group wrapped it.
         folder (`Path`): Empty or absent.
 
-    Raises:
-        ValueError: for a quantized base with an adapter that would have to be merged.
     """
     has_adapter = hasattr(model, "peft_config")
     reason = why_merge(model) if has_adapter else None
     as_adapter = has_adapter and reason is None
     quantized = getattr(base_causal_lm(model), "quantization_method", None)
-    if quantized is not None and not as_adapter:
-        raise ValueError(
-            f"vLLM cannot serve this policy: its base is quantized ({quantized}), and {reason or 'it has no adapter'}. Set "
-            "`rollout_engine='transformers'`."
-        )
     state = full_state(model, wrapped, accelerator, trainable_only=as_adapter)
     if accelerator.is_main_process:
         if as_adapter:
             model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
         elif has_adapter:
             logger.info(f"The adapter is merged for vLLM, in a copy: {reason}.")
-            _merged(model, state).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
+            merged_copy(model, state).save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
         else:
             model.save_pretrained(folder, state_dict=state, max_shard_size=_MAX_SHARD_SIZE)
     if not as_adapter:
@@ -91,12 +123,13 @@ def why_merge(model: nn.Module) -> str | None:
     if len(model.active_adapters) != 1:
         return "several adapters are active"
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-        return f"{config.peft_type} is not LoRA"
-    for name in ("modules_to_save", "use_dora", "rank_pattern", "alpha_pattern", "trainable_token_indices"):
-        if getattr(config, name, None):
-            return f"it has `{name}`"
-    if config.bias != "none":
-        return f"it has `bias={config.bias!r}`"
+        return f"it is no LoRA adapter but {getattr(config.peft_type, 'value', config.peft_type)}"
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), getattr(type(config)(), field.name)
+        if value and value != default and field.name not in _UNDERSTOOD:
+            return f"it has `{field.name}={value!r}`" if isinstance(value, str) else f"it has `{field.name}`"
+    if config.init_lora_weights not in _LEAVE_THE_BASE:
+        return f"`init_lora_weights={config.init_lora_weights!r}` has changed the base's weights"
     if config.r > _LORA_RANKS[-1]:
         return f"its rank {config.r} is above {_LORA_RANKS[-1]}"
     heads = (base.get_input_embeddings(), base.get_output_embeddings())
@@ -104,17 +137,7 @@ def why_merge(model: nn.Module) -> str | None:
         return "it adapts the embeddings"
     if not base.name_or_path:
         return "the base model was not loaded from a folder or hub"
+    changed = differs_from_disk(base)
+    if changed is not None:
+        return f"{changed} of the base model is not what {base.name_or_path} holds"
     return None
-
-
-def _merged(model: nn.Module, state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A copy with the adapter merged, built from a gathered state: the model itself may be sharded, and is not touched."""
-    from peft import get_peft_model
-
-    base = base_causal_lm(model)
-    with torch.device("meta"):
-        copy = get_peft_model(AutoModelForCausalLM.from_config(base.config), model.active_peft_config)
-    cpu = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-    copy.load_state_dict(cpu, assign=True)
-    copy.get_base_model().tie_weights()
-    return copy.merge_and_unload()

@@ -1,10 +1,11 @@
 """Batches of sequences in the middle of being read or written: where each row stands, and its keys and values."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import Cache
 
 from ..modeling import attention_mask_4d, base_causal_lm, model_device, read_backbone
 from .batching import token_batches
@@ -69,22 +70,73 @@ class RaggedSession:
         self.cache.keep(torch.tensor(rows, device=model_device(self.model)))
 
 
+# What models call the memory of the tokens read so far: attention, Mamba and xLSTM, RWKV.
+_CACHES = ("past_key_values", "cache_params", "state")
+
+
 class DenseSession:
-    """A batch of rows that all stand at the same position, behind the model's own kind of cache."""
+    """A batch of rows that all stand at the same position, with the cache that the model makes by itself."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.cache = DynamicCache(config=base_causal_lm(model).config)
+        self.caches: dict[str, Any] = {}
 
     def prefill(self, sequences: list[list[int]]) -> torch.Tensor:
         return self.step(torch.tensor([[*sequence] for sequence in sequences]))[:, -1]
 
     def step(self, tokens: torch.Tensor, starts: list[int] | None = None) -> torch.Tensor:
-        output = read(self.model, input_ids=tokens, past_key_values=self.cache, use_cache=True)
+        output = read(self.model, input_ids=tokens, use_cache=True, **self.caches)
+        self.caches = {name: output[name] for name in _CACHES if output.get(name) is not None}
+        if not self.caches:
+            raise TypeError("its forward returns no cache")
         return output.last_hidden_state
 
     def keep(self, rows: list[int]) -> None:
-        self.cache.batch_select_indices(torch.tensor(rows, device=model_device(self.model)))
+        """Rows may be left out, reordered and repeated."""
+        index = torch.tensor(rows, device=model_device(self.model))
+        self.caches = {name: _select(cache, index) for name, cache in self.caches.items()}
+
+
+def _select(cache: Any, rows: torch.Tensor) -> Any:
+    """Rows of a cache, which is one of transformers' own or tensors whose first dimension is the batch."""
+    if isinstance(cache, Cache):
+        # Not `batch_select_indices`, which the layers of recurrent models do not have.
+        cache.reorder_cache(rows)
+        return cache
+    if isinstance(cache, torch.Tensor):
+        return cache.index_select(0, rows.to(cache.device))
+    if isinstance(cache, (list, tuple)):
+        return type(cache)(_select(part, rows) for part in cache)
+    raise TypeError(f"rows of a {type(cache).__name__} cannot be selected")
+
+
+class RereadSession:
+    """A batch whose rows are read from their start at every step: right for any causal model, at many more tokens."""
+
+    def __init__(self, model: nn.Module, pad_token_id: int, length: int):
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.length = length
+        self.rows: list[list[int]] = []
+
+    def prefill(self, sequences: list[list[int]]) -> torch.Tensor:
+        self.rows = [[*sequence] for sequence in sequences]
+        return self._read(torch.tensor([[len(row) - 1] for row in self.rows]))[:, 0]
+
+    def step(self, tokens: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        """As [`RaggedSession.step`]."""
+        windows = zip(self.rows, starts, tokens.tolist(), strict=True)
+        self.rows = [[*row[:start], *window][: self.length] for row, start, window in windows]
+        places = torch.tensor(starts).unsqueeze(1) + torch.arange(tokens.size(1))
+        # What pads a window may stand beyond the end; nobody asks for it.
+        return self._read(places.clamp(max=self.length - 1))
+
+    def keep(self, rows: list[int]) -> None:
+        self.rows = [self.rows[row] for row in rows]
+
+    def _read(self, places: torch.Tensor) -> torch.Tensor:
+        hidden = read_padded(self.model, self.rows, self.pad_token_id).last_hidden_state
+        return hidden[torch.arange(len(self.rows)).unsqueeze(1), places.to(hidden.device)]
 
 
 def pad_right(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -113,12 +165,18 @@ def read_along(
     # The last token of a continuation is predicted, never read.
     sequences = [[*context, *rest[:-1]] for context, rest in zip(contexts, continuations, strict=True)]
     lengths = torch.tensor([[len(context), len(whole)] for context, whole in zip(contexts, sequences, strict=True)])
+    output = read_padded(model, sequences, pad_token_id)
     positions = torch.arange(int(lengths.max()))
-    output = read(
-        model,
-        input_ids=pad_right(sequences, pad_token_id),
-        attention_mask=(positions < lengths[:, 1:]).long(),
-        use_cache=False,
-    )
     wanted = (positions >= lengths[:, :1] - 1) & (positions < lengths[:, 1:])
     return output.last_hidden_state[wanted.to(output.last_hidden_state.device)]
+
+
+def read_padded(model: nn.Module, sequences: Sequence[Sequence[int]], pad_token_id: int):
+    """The backbone's output for whole sequences, padded on the right, where a causal model cannot see it."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences]).unsqueeze(1)
+    return read(
+        model,
+        input_ids=pad_right(sequences, pad_token_id),
+        attention_mask=(torch.arange(int(lengths.max())) < lengths).long(),
+        use_cache=False,
+    )

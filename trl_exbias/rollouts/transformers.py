@@ -9,22 +9,20 @@ the sequential sample, token for token.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import torch
 from torch import nn
 
-from ..modeling import LMHead, agreement_tolerance, attention_window, base_causal_lm, inference
+from ..model_check import check_model
+from ..modeling import LMHead, base_causal_lm, inference
 from .batching import groups_of_equal_length, run_in_batches
+from .cache_probe import Rows, rows_of
 from .engine import SamplingOptions, TokenIds, check_mix, check_prompts
 from .forward_cost import forward_overhead_tokens
 from .sampling import choose_tokens, most_probable
-from .sessions import DenseSession, RaggedSession, pad_right, read, read_along
+from .sessions import DenseSession, RaggedSession, RereadSession, pad_right, read_along
 
-
-logger = logging.getLogger(__name__)
 
 _SWEEP_WIDTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
 
@@ -101,7 +99,8 @@ class TransformersEngine:
 
         def run(batch: list[int]) -> None:
             rows = [rows_to_run[i] for i in batch]
-            if self.takes_masks(max(len(prompts[row]) + sampled[row][-1] for row in rows)):
+            length = max(len(prompts[row]) + sampled[row][-1] for row in rows)
+            if rows_of(self.model, length) is not Rows.ALIKE:
                 self._sweep(rows, prompts, references, sampled, options, ids, out)
             else:
                 self._decode(rows, prompts, _Mixing(references, sampled), options, ids, out)
@@ -133,16 +132,16 @@ class TransformersEngine:
     def _decode(self, rows, prompts, script, options, ids, out) -> None:
         """Grows the rows of a batch token by token; `script` says which token is forced and when a row ends."""
         total = max(len(prompts[row]) + script.max_length(row) for row in rows)
-        if self.takes_masks(total):
-            self._decode_together([*rows], prompts, script, options, ids, out, total)
+        if rows_of(self.model, total) is not Rows.ALIKE:
+            session = self._any_positions(len(rows), total)
+            self._decode_together([*rows], prompts, script, options, ids, out, session)
             return
         # Without a mask of our own there can be no padding: only prompts of the same length go together.
         for group in groups_of_equal_length(rows, [len(prompt) for prompt in prompts]):
-            self._decode_together(group, prompts, script, options, ids, out, None)
+            self._decode_together(group, prompts, script, options, ids, out, DenseSession(self.model))
 
-    def _decode_together(self, rows, prompts, script, options, ids, out, total: int | None) -> None:
+    def _decode_together(self, rows, prompts, script, options, ids, out, session) -> None:
         responses: dict[int, list[int]] = {row: [] for row in rows}
-        session = DenseSession(self.model) if total is None else self._ragged_session(len(rows), total)
         last = session.prefill([prompts[row] for row in rows])
         while True:
             chosen = self._next_tokens(rows, last, responses, script, options, ids)
@@ -191,7 +190,7 @@ class TransformersEngine:
                     first_change.setdefault(row, query + 1)
             return first_change
 
-        session = self._ragged_session(len(rows), max(end.values()))
+        session = self._any_positions(len(rows), max(end.values()))
         draw(session.prefill([guess[row][: frontier[row]] for row in rows]), [(row, queries[row][0]) for row in rows])
         in_cache = active = [*rows]
         while True:
@@ -235,8 +234,11 @@ class TransformersEngine:
 
     # The model
 
-    def _ragged_session(self, rows: int, length: int) -> RaggedSession:
-        return RaggedSession(self.model, self.pad_token_id, rows, length)
+    def _any_positions(self, rows: int, length: int) -> RaggedSession | RereadSession:
+        """A session whose rows may stand at different positions."""
+        if rows_of(self.model, length) is Rows.RAGGED:
+            return RaggedSession(self.model, self.pad_token_id, rows, length)
+        return RereadSession(self.model, self.pad_token_id, length)
 
     def _run(self, run: Callable[[list[int]], None], lengths: list[int], prompts: Sequence[TokenIds]) -> None:
         if not lengths:
@@ -247,6 +249,7 @@ class TransformersEngine:
                 f"A sequence of {max(lengths)} tokens (longest prompt: {max(map(len, prompts))}) is over the model's "
                 f"{limit} positions. Lower `max_length` or `max_new_tokens`."
             )
+        check_model(self.model)
         self._reported: set[int] = set()
         with inference(self.model), self.autocast():
             self.max_batch_tokens = run_in_batches(run, lengths, self.max_batch_tokens)
@@ -256,41 +259,6 @@ class TransformersEngine:
         if row not in self._reported:
             self._reported.add(row)
             self.on_progress(1, tokens)
-
-    def takes_masks(self, length: int) -> bool:
-        """Whether rows of one batch, up to `length` tokens long, may stand at different positions."""
-        window = attention_window(base_causal_lm(self.model).config)
-        return (window is None or length <= window) and self._takes_masks_at_all
-
-    @cached_property
-    def _takes_masks_at_all(self) -> bool:
-        """Whether rows at different positions of one batch come out right, found by trying it on a few tokens."""
-        base = base_causal_lm(self.model)
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(self.head.vocab_size, (2, 6), generator=generator)
-        expected = read(self.model, input_ids=tokens, use_cache=False).last_hidden_state
-        try:
-            session = self._ragged_session(2, 6)
-            session.prefill(tokens[:, :3].tolist())
-            # The second row steps back and writes its third token again.
-            second = torch.stack([tokens[0, 3:6], tokens[1, 2:5]])
-            found = session.step(second, [3, 2])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            # Whatever a foreign architecture raises at an unusual cache means the same: it cannot take it.
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            expected = torch.stack([expected[0, 3:6], expected[1, 2:5]])
-            distance = ((found - expected).float().norm() / expected.float().norm()).item()
-            if distance < agreement_tolerance(expected.dtype):
-                return True
-            reason = f"its hidden states came out {distance:.1e} off"
-        logger.warning(
-            f"{type(base).__name__} does not take a batch of rows at different positions ({reason}): rolling out one "
-            "token at a time, in batches of prompts of equal length."
-        )
-        return False
 
 
 class _FreeRunning:

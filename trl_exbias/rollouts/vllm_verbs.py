@@ -11,6 +11,10 @@ from .noise import derive_seed
 #: How vLLM mixes: by a logits processor, or by a scheduler of ours (`vllm_mixing.py`).
 MIX_STRATEGIES = ("forced", "continue")
 _MAX_SEED = 2**63 - 1
+# The most that vLLM takes: a token of equal logits would be drawn once in 10^43 times.
+_EXCLUDED = -100.0
+#: vLLM 0.31's limit on a GPU (`v1/worker/gpu/sample/logit_bias.py`, `MAX_NUM_LOGIT_BIAS_TOKENS`).
+MAX_EXCLUDED = 1024
 
 
 class VLLMVerbs(ABC):
@@ -71,6 +75,8 @@ class VLLMVerbs(ABC):
 
 
 def _params(options: SamplingOptions, *key: int, **own: Any) -> dict[str, Any]:
+    if options.excluded_token_ids:
+        own["logit_bias"] = dict.fromkeys(options.excluded_token_ids, _EXCLUDED)
     return {
         "temperature": options.temperature,
         "top_p": options.top_p,

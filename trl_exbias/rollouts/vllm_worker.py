@@ -67,6 +67,8 @@ class Worker:
         names = [str(self._num_requests + i) for i in range(len(prompts))]
         self._num_requests += len(prompts)
         for name, prompt, own in zip(names, prompts, params, strict=True):
+            if "logit_bias" in own:  # JSON, in which keys are strings
+                own = {**own, "logit_bias": {int(token): bias for token, bias in own["logit_bias"].items()}}
             sampling = SamplingParams(**own, output_kind=RequestOutputKind.FINAL_ONLY)
             engine.add_request(name, {"prompt_token_ids": prompt}, sampling, lora_request=self._lora)
         sequences, tokens, reported = 0, 0, time.monotonic()

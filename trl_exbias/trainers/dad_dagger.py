@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,12 +25,14 @@ from ..joint_dataset import JointDataset
 from ..losses import LossTerm, kind_factors, sum_by_kind
 from ..modeling import LMHead, backbone, read_backbone
 from ..rollouts import RolloutEngine, SamplingOptions
+from ..rollouts.vllm_verbs import MAX_EXCLUDED
 from ..sharding import gathered, loaded_whole, shard_for_inference
 from ..teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..trainable import freeze_all_but
 from ..trajectories import cut_documents, cut_responses, report_uncut
 from .dad_dagger_config import DaDDaggerConfig
 from .iterative import IterativeSFTTrainer
+from .multimodal import load_processing_class, text_tokenizer
 from .preparation import Preparation
 from .signature import named
 from .soft_label_phase import SoftLabelPhase
@@ -121,15 +122,15 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         kwargs = named(type(self), more, kwargs)
         args = self.config_class.of(args, model, type(self))
         _check_trainable(args, model, kwargs.get("peft_config"))
-        if isinstance(model, str) and processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(
-                model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-            )
+        if processing_class is None:
+            processing_class = load_processing_class(model, args)
         self.teacher = self.find_teacher(args, teacher_model)
         if self.teacher is not None and processing_class is not None:
-            check_tokenizers(processing_class, self.teacher.tokenizer())
-        check_positions(args, "model", _config_of(model, args))
+            check_tokenizers(text_tokenizer(processing_class), self.teacher.tokenizer())
+        config = _config_of(model, args)
+        check_positions(args, "model", config)
         if self.teacher is not None:
+            check_router(args, config)
             check_positions(args, "teacher", self.teacher.config)
         if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
             logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
@@ -185,7 +186,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     def sampling_options(self, seed: int) -> SamplingOptions:
         # The horizon has a fixed length: an end of text is a token like any other.
         options = super().sampling_options(seed)
-        return dataclasses.replace(options, max_new_tokens=self.args.rollout_length, stop_token_ids=())
+        # Rows of the student's embeddings that stand for no token would be ids that the teacher does not have.
+        excluded = tuple(range(self.shared_vocab, LMHead(self.model).vocab_size))
+        return dataclasses.replace(
+            options, max_new_tokens=self.args.rollout_length, stop_token_ids=(), excluded_token_ids=excluded
+        )
 
     # Data
 
@@ -250,10 +255,12 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         top_k = self.args.teacher_top_k
         if top_k is not None and top_k > self.shared_vocab:
             raise ValueError(f"`teacher_top_k={top_k}` is above the {self.shared_vocab} tokens of the vocabulary.")
-        if self.aux_loss_enabled:
+        check_router(self.args, self.model.config)
+        excluded = LMHead(self.model).vocab_size - self.shared_vocab
+        if self.args.rollout_engine == "vllm" and excluded > MAX_EXCLUDED:
             raise ValueError(
-                "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "
-                "`output_router_logits=False` in the model's configuration."
+                f"The student has {excluded} logits more than the teacher; vLLM leaves out {MAX_EXCLUDED} tokens at most. Set "
+                "`rollout_engine='transformers'`."
             )
         if hasattr(LMHead(self.model).projection, "lora_A"):
             raise ValueError(
@@ -355,6 +362,20 @@ def _config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> Pretraine
         )
     except (OSError, ValueError):
         return None
+
+
+def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None:
+    """Raises a `ValueError` where a mixture of experts would be trained on soft labels and balanced at once."""
+    text = None if config is None else config.get_text_config()
+    coefficient = args.router_aux_loss_coef
+    if coefficient is None:
+        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+    # As TRL 1.16 decides it: `output_router_logits` in the model's configuration is overridden.
+    if hasattr(text, "output_router_logits") and coefficient != 0:
+        raise ValueError(
+            "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "
+            f"`router_aux_loss_coef=0` (it is {coefficient}), or `alpha=1` for hard labels alone."
+        )
 
 
 def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:

@@ -1,7 +1,7 @@
 """The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`.
 
 Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Trainer`'s `_run_epoch`, `_init_training_state`,
-`_get_dataloader`, `_save_checkpoint`, and `SFTTrainer`'s `_prepare_dataset` and `_set_signature_columns_if_needed`.
+`_get_dataloader`, `_save`, `_save_checkpoint`, and `SFTTrainer`'s `_prepare_dataset` and `_set_signature_columns_if_needed`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
@@ -25,7 +25,9 @@ from ..branches import OWN_COLUMNS, PROMPT, ROW, Branch
 from ..data import Example
 from ..data_checks import check_responses, check_tokenizer, check_train_dataset, readable_parts
 from ..fingerprint import rows_fingerprint
+from ..generation_config import make_saveable
 from ..joint_dataset import JointDataset
+from ..model_check import complete_fused_head
 from ..modeling import base_causal_lm
 from ..prompts import report_cut_responses, response_lengths
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
@@ -41,7 +43,9 @@ from .iteration_best import IterationBest
 from .iterative_config import IterativeSFTConfig
 from .joint import JointSFTTrainer
 from .model_card import create_model_card, save_model_card
+from .multimodal import leave_unused_parameters, load_processing_class, text_tokenizer
 from .plan import JOINT, PlannedEpoch, RunPlan, batches_per_epoch, phases_of
+from .policy_check import check_policy
 from .preemption import Preemption
 from .preparation import PreparingSFTTrainer, known_num_embeddings
 from .processes import Processes
@@ -114,7 +118,9 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
         self._iteration = self._epoch = 0
         self._phase_started = 0.0
         self._last_seconds: dict[str, float] = {}
-        self._is_extended = False
+        self._is_extended = self._policy_checked = False
+        #: Of a multimodal checkpoint: saved with the model. Text is read with its tokenizer.
+        self._processor: ProcessorMixin | None = None
         self._iteration_best: IterationBest | None = None
         #: When the run began: what its chat template prints, also where it is resumed on another day.
         self.rendered_on = run_moment(args.output_dir, args.overwrite_output_dir and not args.resume_from_checkpoint)
@@ -123,6 +129,7 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
         if args.is_plain_sft:
             # Nothing is refused, nor changed, that TRL's own trainer takes.
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+            make_saveable(self.model)
             self._set_up_plain_sft()
             self._set_up_patience()
             return
@@ -149,11 +156,12 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
             self.dataset_forms,
             type(self).__name__,
         )
-        if processing_class is None and isinstance(model, str):
+        if processing_class is None:
             # Loaded ahead of the weights, so that a tokenizer that cannot do the job is found before they are.
-            processing_class = AutoProcessor.from_pretrained(
-                model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-            )
+            processing_class = load_processing_class(model, args)
+        self._processor = processing_class if isinstance(processing_class, ProcessorMixin) else None
+        processing_class = text_tokenizer(processing_class)
+        leave_unused_parameters(args, model)
         if processing_class is not None:
             check_tokenizer(processing_class, args, train_dataset, form, eval_dataset, num_embeddings)
         train_dataset, eval_dataset = self._begin_preparation(args, train_dataset, eval_dataset)
@@ -174,6 +182,9 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
         )
         reject_unsupported(self)
         self._check_prepared(form == "tokenized")
+        make_saveable(self.model)
+        complete_fused_head(self.model)
+        check_policy(self)
         self._set_up_branches()
         self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset, args.max_length)
         self.train_dataset = self.train_dataset.add_column(ROW, np.arange(len(self.train_dataset)))
@@ -398,6 +409,7 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
             self._end_phase(entry, is_last)
 
     def _begin_phase(self, model, entry: PlannedEpoch, trial) -> None:
+        check_policy(self)
         first_step = self.plan.first_step(entry.iteration)
         if self._iteration_best is not None and self._iteration == -1 and self.state.global_step == first_step > 0:
             # Resumed from where the iteration before this one ended: with its last weights, not its best.
@@ -483,6 +495,11 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if not _internal_call:
             save_model_card(self, output_dir or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._processor is not None:
+            self._processor.save_pretrained(output_dir or self.args.output_dir)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):
         """Writes `README.md` of `output_dir`: method, paper, recipe, exposure bias, versions; see [`~trl.SFTTrainer`]."""

@@ -19,8 +19,6 @@ def reject_unsupported(trainer: "IterativeSFTTrainer") -> None:
     Raises:
         ValueError: says what it is and what to do.
     """
-    if trainer._is_vlm:
-        raise ValueError("Vision-language models are not supported: pass the tokenizer and the language model alone.")
     if getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False):
         raise ValueError(
             "Prompt-learning adapters (prefix or prompt tuning) are not supported: their virtual tokens have no place "
