@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from trl import SFTConfig
 
 from .branches import OWN_COLUMNS, ROW
+from .errors import UsageError, UsageTypeError
 from .row_checks import raise_problems, row_problems, unknown_roles
 from .token_checks import special_token_problem, tokenised_problems
 
@@ -32,7 +33,7 @@ def dataset_form(columns: list[str], text_field: str, has_formatting_func: bool 
         name (`str`): What a message calls it.
 
     Raises:
-        ValueError: if it has none; the message names the columns it has and the ones it could have.
+        UsageError: if it has none; the message names the columns it has and the ones it could have.
     """
     if "input_ids" in columns:
         return "tokenized"
@@ -42,7 +43,7 @@ def dataset_form(columns: list[str], text_field: str, has_formatting_func: bool 
     if "prompt" in columns:
         if "completion" in columns:
             return "prompt-completion"
-        raise ValueError(
+        raise UsageError(
             f"The {name} has a `prompt` column but no `completion` column (columns: {', '.join(columns)}). "
             "Rename the column that holds the response to `completion`, or, if the conversation is in `messages`, "
             "select that column alone."
@@ -51,7 +52,7 @@ def dataset_form(columns: list[str], text_field: str, has_formatting_func: bool 
         return "messages"
     if text_field in columns:
         return "text"
-    raise ValueError(
+    raise UsageError(
         f"The {name} has none of the columns that hold a response (columns: {', '.join(columns)}). Expected "
         f"`prompt` and `completion`, `messages`, `{text_field}`, or tokenised `input_ids` and `labels`."
     )
@@ -92,12 +93,12 @@ def readable(dataset: Any, name: str) -> Any:
     A data set as rows are read here: without a format (`with_format("torch")`, …), and without columns whose names are ours.
 
     Raises:
-        ValueError: for one with a transform, whose rows are another each time they are read.
+        UsageError: for one with a transform, whose rows are another each time they are read.
     """
     if not isinstance(dataset, Dataset):
         return dataset
     if dataset.format["type"] == "custom":
-        raise ValueError(
+        raise UsageError(
             f"The {name} has a transform (`with_transform`), which may give other rows each time they are read; rollouts are "
             "kept with their rows. Apply it once, with `Dataset.map`."
         )
@@ -133,22 +134,22 @@ def check_train_dataset(
         forms (`tuple[str, ...]`, *optional*): Those that `method` can train on. Default: all.
 
     Raises:
-        TypeError: for something that is no map-style `datasets.Dataset`.
-        ValueError: for vision data, missing columns, and rows that cannot be trained on: one message for all of them.
+        UsageTypeError: for something that is no map-style `datasets.Dataset`.
+        UsageError: for vision data, missing columns, and rows that cannot be trained on: one message for all of them.
     """
     if isinstance(dataset, IterableDataset):
-        raise TypeError(
+        raise UsageTypeError(
             "An `IterableDataset` cannot be rolled out: every row is visited again in each iteration, by its number. "
             "Load it without `streaming`, or take a part of it: `Dataset.from_list(list(dataset.take(50_000)))`."
         )
     if not isinstance(dataset, Dataset):
-        raise TypeError(f"`train_dataset` must be a `datasets.Dataset`, got `{type(dataset).__name__}`.")
+        raise UsageTypeError(f"`train_dataset` must be a `datasets.Dataset`, got `{type(dataset).__name__}`.")
     if len(dataset) == 0:
-        raise ValueError("The training dataset has no rows.")
+        raise UsageError("The training dataset has no rows.")
     columns = dataset.column_names
     form, messages = dataset_form(columns, text_field, has_formatting_func), []
     if forms is not None and form not in forms:
-        raise ValueError(
+        raise UsageError(
             f"{method} needs data in the form {' or '.join(forms)}; this dataset is of the form {form} (columns: "
             f"{', '.join(columns)})."
         )
@@ -174,15 +175,15 @@ def check_rows(
         of (`str`, *optional*): What a message calls the rows. Default: [`rows_of`].
 
     Raises:
-        ValueError: for a set without rows, vision data and missing columns.
+        UsageError: for a set without rows, vision data and missing columns.
     """
     if not isinstance(dataset, Dataset):
         return []
     if len(dataset) == 0:
-        raise ValueError(f"The {name} has no rows.")
+        raise UsageError(f"The {name} has no rows.")
     columns = dataset.column_names
     if "image" in columns or "images" in columns:
-        raise ValueError("Vision datasets are not supported: rollouts are token ids without images.")
+        raise UsageError("Vision datasets are not supported: rollouts are token ids without images.")
     form, of = dataset_form(columns, text_field, has_formatting_func, name), of or rows_of(name, len(dataset))
     if form == "tokenized":
         return tokenised_problems(dataset, of, num_embeddings, reads_documents)
@@ -199,10 +200,10 @@ def check_responses(lengths: np.ndarray, max_length: int | None, rolls_out: bool
         lengths (`np.ndarray`): Tokens of each row's response.
 
     Raises:
-        ValueError: says what to do.
+        UsageError: says what to do.
     """
     if rolls_out and not lengths.any():
-        raise ValueError(
+        raise UsageError(
             f"None of the {len(lengths)} training rows keeps a token of its last response within `max_length={max_length}`: there "
             "is nothing to roll out. Raise `max_length`."
         )
@@ -220,7 +221,7 @@ def check_tokenizer(
     Rejects a tokenizer that cannot end a response, render the data's conversations or pad, before the model is loaded.
 
     Raises:
-        ValueError: says which setting would help.
+        UsageError: says which setting would help.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     is_conversation = form != "text" and _conversational_column(dataset) is not None
@@ -228,7 +229,7 @@ def check_tokenizer(
     if form == "tokenized":
         return
     if args.eos_token is None and tokenizer.eos_token is None:
-        raise ValueError(
+        raise UsageError(
             "The tokenizer has no EOS token, so a response has no end. Set `eos_token` in the config to a token of its "
             "vocabulary."
         )
@@ -236,7 +237,7 @@ def check_tokenizer(
     for name in ("eos_token", "pad_token"):
         token = getattr(args, name)
         if token is not None and token not in vocabulary:
-            raise ValueError(
+            raise UsageError(
                 f"`{name}: {token}` is no token of the tokenizer. Set it to one of its vocabulary, or leave it out."
             )
     messages = []
@@ -245,7 +246,7 @@ def check_tokenizer(
         if column is None or (part is dataset and form == "text"):
             continue
         if tokenizer.chat_template is None and args.chat_template_path is None:
-            raise ValueError(
+            raise UsageError(
                 f"The {'dataset' if part is dataset else name} is conversational, but the tokenizer has no chat template. Set "
                 "`chat_template_path` to a `.jinja` file or to a model whose template to use, or turn the conversations into "
                 "text."

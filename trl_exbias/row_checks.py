@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .conversations import TEMPLATE_KWARGS, TOOLS, template_kwargs_of, tools_of
+from .errors import UsageError
 from .turns import KNOWN_ROLES, Turns, is_answer, is_json, is_text, read_json, turns_of
 
 
@@ -58,12 +59,12 @@ def raise_problems(messages: list[str]) -> None:
     Raises one error for all of some messages; none where there are none.
 
     Raises:
-        ValueError: with the message, or a list of them.
+        UsageError: with the message, or a list of them.
     """
     if not messages:
         return
     several = "The data cannot be used:\n" + "\n".join(f"- {message}" for message in messages)
-    error = ValueError(several if len(messages) > 1 else messages[0])
+    error = UsageError(several if len(messages) > 1 else messages[0])
     error.problems = messages  # `exbias check` lists them one by one
     raise error
 

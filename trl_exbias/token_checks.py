@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .branches import OWN_COLUMNS, ROW
+from .errors import UsageError
 from .row_checks import Problems, batches
 from .turns import is_list
 
@@ -66,11 +67,11 @@ def labelled_rows(dataset: Dataset, name: str) -> Dataset:
     Tokenised rows with `labels`: every token is one where there is no such column, as TRL's collator has it.
 
     Raises:
-        ValueError: for rows that are not tokenised, and for masks without labels; `name` is what the message calls them.
+        UsageError: for rows that are not tokenised, and for masks without labels; `name` is what the message calls them.
     """
     columns = dataset.column_names
     if "input_ids" not in columns:
-        raise ValueError(
+        raise UsageError(
             f"`skip_prepare_dataset` leaves the {name} as it is, and it is not tokenised (columns: {', '.join(columns)}). Leave "
             "it out, or give `input_ids` and `labels`."
         )
@@ -78,7 +79,7 @@ def labelled_rows(dataset: Dataset, name: str) -> Dataset:
         return dataset
     masks = [column for column in _MASKS if column in columns]
     if masks:
-        raise ValueError(
+        raise UsageError(
             f"`skip_prepare_dataset` leaves the {name} as it is, so that no labels are made of {', '.join(masks)}. Leave it out, "
             "or give `labels` (-100 where a token has none)."
         )

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset, Features, Value
 
 from .branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS
+from .errors import UsageError
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def cut_documents(documents: Dataset, context_length: int, rollout_length: int, 
     )
     short = sum(len(ids) < length for ids in documents["input_ids"])
     if len(cut_rows) == 0:
-        raise ValueError(
+        raise UsageError(
             f"No document{of} has the {length} tokens of a trajectory (`context_length` {context_length} + `rollout_length` "
             f"{rollout_length}); the longest of {len(documents)} has {max(map(len, documents['input_ids']))}. Lower them."
         )
@@ -111,7 +112,7 @@ def report_uncut(num_rows: int, trajectories: Dataset, name: str, max_length: in
     uncut = num_rows - len(np.unique(np.asarray(trajectories[DOCUMENT])))
     where = f"a token of their last response within `max_length={max_length}`"
     if uncut == num_rows:
-        raise ValueError(
+        raise UsageError(
             f"None of the {num_rows} rows of the {name} keeps {where.replace('their', 'its')}: no trajectory can be cut. Raise "
             "`max_length`."
         )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from datasets import Dataset
+from tokenizers import processors
 
 from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.cli.measure import _cut, _parser, _rows
@@ -13,7 +14,7 @@ from trl_exbias.evaluation.prompted import readable
 from trl_exbias.evaluation.suites import load_suite
 from trl_exbias.evaluation.tasks import items, load
 
-from ..tiny import published_template, tiny_model, tokenizer_of
+from ..tiny import byte_tokenizer, published_template, tiny_model, tokenizer_of
 from ..trainers.runs import config, trainer
 
 
@@ -177,3 +178,14 @@ def test_measure_refuses_the_rows_that_training_refuses(tmp_path):
     args = _parser().parse_args(["model", "--data", file_of(tmp_path, {"prompt": "q", "completion": None})])
     with pytest.raises(ValueError, match=r"1 of 1 rows have an empty response in `completion`"):
         _rows(args)
+
+
+def test_two_beginnings_of_prompts_are_warned_of(tmp_path, caplog):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    given, suite = EvaluationOptions(suites=("rouge",), as_conversation=False), load_suite("rouge")
+    items(loaded(tmp_path, [{"prompt": "<bos>q", "completion": "A"}]), suite, given, tokenizer)
+    assert "1 of the first 1 rows begin with two `<bos>`" in caplog.text

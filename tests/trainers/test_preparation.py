@@ -39,6 +39,15 @@ def rows(dataset: Dataset) -> list[dict]:
     return dataset.select_columns(["input_ids", "labels", "context_length"]).to_list()
 
 
+def test_rows_at_which_trl_fails_are_named_where_nothing_rolls_out(tmp_path):
+    data = Dataset.from_list([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}])
+    with pytest.raises(
+        ValueError, match=r"1 of 2 rows of the data set `train` have an empty response .*\(rows 1\)"
+    ) as error:
+        made(tmp_path, data, num_iterations=0)
+    assert isinstance(error.value.__cause__, AttributeError)
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_what_trl_is_told_not_to_prepare_is_prepared_all_the_same(tmp_path, labels):
     data = TOKENS if labels else TOKENS.remove_columns("labels")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from .cuts import Cuts, cut_documents, response_ids
 from .options import EvaluationOptions
 from .prompted import as_conversation, last_turns, prompt_and_response, readable
@@ -100,7 +101,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     except (ValueError, OSError) as error:  # `datasets` raises a handful of kinds of each
         raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error.__cause__ or error}") from error
     if options.references_column is not None and options.references_column not in raw.column_names:
-        raise ValueError(
+        raise UsageError(
             f"--references_column {options.references_column} is no column of the data (columns: "
             f"{', '.join(raw.column_names)})."
         )
@@ -139,7 +140,7 @@ def _check_rows(dataset: "Dataset", numbers: list[int], suite: "Suite", options:
     from ..row_checks import raise_problems, row_problems
 
     if len(dataset) == 0:
-        raise ValueError(f"The data of `{suite.name}` have no rows.")
+        raise UsageError(f"The data of `{suite.name}` have no rows.")
     columns, is_answered = dataset.column_names, suite.needs_references and options.references_column is None
     if _CONVERSATIONS.isdisjoint(columns) and options.text_field not in columns:
         return  # said by name elsewhere
@@ -163,7 +164,7 @@ def _check_references(dataset: "Dataset", numbers: list[int], name: str) -> None
     for start, batch in batches(dataset, [name]):
         problems.begin_batch(start)
         if not is_list(batch[name].type):
-            raise ValueError(
+            raise UsageError(
                 f"--references_column {name} holds {batch[name].type}, no lists of texts. For one reference a row, give "
                 f"--completion_template '{{{{ {name} }}}}'."
             )

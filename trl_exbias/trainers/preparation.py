@@ -3,9 +3,10 @@
 Built on TRL 1.16. The private surface it stands on: `SFTTrainer`'s `_prepare_dataset`, `_tokenizer`, `_formatting_func`.
 """
 
+import contextlib
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoConfig
 
 from ..conversations import message_columns, normalised, split_turns
 from ..data_checks import TRAINING, check_rows, dataset_form, evaluation_name, named_parts, readable, rows_of
+from ..errors import UsageError
 from ..pinned_date import pinned
 from ..prompts import mark_responses
 from ..row_checks import raise_problems, row_problems
@@ -70,7 +72,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
         Rows as they are read: `input_ids`, `labels`, and in training where the response begins.
 
         Raises:
-            ValueError: for rows of which `max_length` leaves nothing to learn.
+            UsageError: for rows of which `max_length` leaves nothing to learn.
         """
         args = how.args
         has_turns = how.form in ("messages", "prompt-completion") and message_columns(dataset)
@@ -109,9 +111,10 @@ class PreparingSFTTrainer(JointSFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         trls = super()._prepare_dataset
         if args.is_plain_sft:
-            if formatting_func is None:
-                dataset = self._normalised(dataset, processing_class, args)
-            return trls(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            with rows_named(dataset, dataset_name, args, formatting_func is not None):
+                if formatting_func is None:
+                    dataset = self._normalised(dataset, processing_class, args)
+                return trls(dataset, processing_class, args, packing, formatting_func, dataset_name)
         # TRL prepares the training data first. An evaluation set may have any name, "train" too.
         is_train, self._train_is_prepared = not self._train_is_prepared, True
         if not isinstance(dataset, Dataset):
@@ -166,7 +169,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
         Prepared rows against the model, once it is there: its embeddings; and whether special tokens are doubled.
 
         Raises:
-            ValueError: for tokens without an embedding.
+            UsageError: for tokens without an embedding.
         """
         number, tokenizer = num_embeddings_of(self.model), self._tokenizer
         if number is not None:
@@ -195,6 +198,27 @@ class PreparingSFTTrainer(JointSFTTrainer):
         )
         raise_problems(problems)
         return dataset
+
+
+@contextlib.contextmanager
+def rows_named(dataset: Any, dataset_name: str, args: IterativeSFTConfig, has_formatting_func: bool) -> Iterator[None]:
+    """
+    Where TRL fails at preparing data that it alone prepares, says which rows may be why. What it takes is not looked at.
+
+    Raises:
+        UsageError: with what is wrong with the rows; the failure itself where nothing is.
+    """
+    try:
+        yield
+    except Exception as error:
+        # "train" may be an evaluation set's name.
+        name = "data set `train`" if dataset_name == "train" else evaluation_name(dataset_name)
+        problems = check_rows(dataset, name, args.dataset_text_field, has_formatting_func)
+        try:
+            raise_problems(problems)
+        except UsageError as found:
+            raise found from error
+        raise
 
 
 def known_num_embeddings(model: str | torch.nn.Module, args: IterativeSFTConfig) -> int | None:
