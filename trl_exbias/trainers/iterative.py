@@ -161,9 +161,9 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
             processing_class = load_processing_class(model, args)
         self._processor = processing_class if isinstance(processing_class, ProcessorMixin) else None
         processing_class = text_tokenizer(processing_class)
-        leave_unused_parameters(args, model)
         if processing_class is not None:
             check_tokenizer(processing_class, args, train_dataset, form, eval_dataset, num_embeddings)
+        leave_unused_parameters(args, model)
         train_dataset, eval_dataset = self._begin_preparation(args, train_dataset, eval_dataset)
         super().__init__(
             model=model,
