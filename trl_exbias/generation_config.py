@@ -1,9 +1,10 @@
-"""A model's generation config, made one that can be saved: transformers refuses to write what it reads with a warning."""
+"""A model's configurations, made such that they can be saved: transformers refuses to write what it reads with a warning."""
 
 import logging
 import re
+import tempfile
 
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from .modeling import base_causal_lm
 
@@ -16,32 +17,41 @@ _WITHOUT_EFFECT = re.compile(r"^- `(\w+)`: ", re.MULTILINE)
 
 def make_saveable(model: PreTrainedModel) -> None:
     """
-    Leaves out settings that have no effect, such as a temperature without sampling, which would end a run at its first
-    checkpoint. What the model generates stays the same.
+    Leaves out settings of generation that have no effect, such as a temperature without sampling, which would end a run at its
+    first checkpoint. What the model generates stays the same.
 
     Raises:
-        ValueError: for a generation config that contradicts itself.
+        ValueError: for a configuration that could not be saved all the same; says why.
     """
     base = base_causal_lm(model)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            base.config.save_pretrained(folder)
+        except Exception as error:
+            # Whatever it is: it would be raised again at the first checkpoint.
+            raise ValueError(f"The model's configuration could not be saved with a checkpoint: {error}") from error
     config = getattr(base, "generation_config", None)
-    if config is None:
-        return
+    if config is not None:
+        _mend(config, base.name_or_path or type(base).__name__)
+
+
+def _mend(config: GenerationConfig, name: str) -> None:
     left_out = {}
     try:
         config.validate(strict=True)
     except ValueError as error:
-        for name in _WITHOUT_EFFECT.findall(str(error)):
-            left_out[name] = getattr(config, name)
-            setattr(config, name, None)
+        for setting in _WITHOUT_EFFECT.findall(str(error)):
+            left_out[setting] = getattr(config, setting)
+            setattr(config, setting, None)
     try:
         config.validate(strict=True)
     except ValueError as error:
         raise ValueError(
-            f"The generation config of {base.name_or_path or type(base).__name__} could not be saved with a checkpoint: {error} "
-            "Mend its `generation_config.json`, or `model.generation_config`."
+            f"The generation config of {name} could not be saved with a checkpoint: {error} Mend its "
+            "`generation_config.json`, or `model.generation_config`."
         ) from error
     if left_out:
-        settings = ", ".join(f"{name}={value!r}" for name, value in left_out.items())
+        settings = ", ".join(f"{setting}={value!r}" for setting, value in left_out.items())
         logger.warning(
             f"Left out of the model's generation config: {settings}. With the other settings there it has no effect, and "
             "transformers would refuse to save it."

@@ -20,6 +20,11 @@ def base_causal_lm(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def is_multimodal(config: PretrainedConfig) -> bool:
+    """Whether the language model is a part of the model, beside those of other modalities."""
+    return config.get_text_config() is not config
+
+
 def model_class(config: PretrainedConfig) -> type:
     """What loads a model of this configuration, as TRL 1.16 does: the whole of a multimodal one, of whatever auto class."""
     name = (config.architectures or [""])[0]

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..merging import merged_copy, why_not_merged
-from ..modeling import base_causal_lm
+from ..modeling import base_causal_lm, is_multimodal
 from ..sharding import full_state
 from .base_weights import differs_from_disk
 
@@ -59,9 +59,14 @@ def check_servable(model: nn.Module) -> None:
     Refuses a policy that vLLM cannot be given as it is, ahead of training.
 
     Raises:
-        ValueError: for a quantized base without an adapter that can be served beside it, and for an adapter that can neither
-            be served nor merged exactly.
+        ValueError: for a multimodal model, for a quantized base without an adapter that can be served beside it, and for an
+            adapter that can neither be served nor merged exactly.
     """
+    if is_multimodal(base_causal_lm(model).config):
+        raise ValueError(
+            f"vLLM would serve {type(base_causal_lm(model)).__name__} with what reads its pictures or sounds, which is not "
+            "supported. Set `rollout_engine='transformers'`, or pass its language model alone, loaded with its own class."
+        )
     has_adapter = hasattr(model, "peft_config")
     reason = why_merge(model) if has_adapter else None
     if has_adapter and reason is None:

@@ -13,6 +13,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..modeling import is_multimodal
+
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +50,11 @@ def leave_unused_parameters(args: TrainingArguments, model: Any) -> None:
     another modality without one.
     """
     reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-    if args.ddp_find_unused_parameters is None and not reentrant and is_multimodal(_config(model, args)):
+    if args.ddp_find_unused_parameters is not None or reentrant:
+        return
+    config = _config(model, args)
+    if config is not None and is_multimodal(config):
         args.ddp_find_unused_parameters = True
-
-
-def is_multimodal(config: PretrainedConfig | None) -> bool:
-    """Whether the language model is a part of the model, beside those of other modalities."""
-    return config is not None and config.get_text_config() is not config
 
 
 def _config(model: Any, args: TrainingArguments) -> PretrainedConfig | None:
