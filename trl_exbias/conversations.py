@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Json, List
 
+from .errors import UsageError
 from .template_form import Message, reasoning_of, text_of
 
 
@@ -60,7 +61,7 @@ def normalised(
             if TEMPLATE_KWARGS in features:
                 new[TEMPLATE_KWARGS] = {**(template_kwargs or {}), **template_kwargs_of(row)}
         except ValueError as error:
-            raise ValueError(f"Row {index}: {error}") from error
+            raise UsageError(f"Row {index}: {error}") from error
         return new
 
     return dataset.map(
@@ -95,16 +96,16 @@ def message_of(raw: Message) -> Message:
         ValueError: for a role of ShareGPT's that is not known, parts that are no text, calls that cannot be read.
     """
     if not isinstance(raw, dict):
-        raise ValueError(f"a message must be a dictionary with `role` and `content`, got {raw!r}.")
+        raise UsageError(f"a message must be a dictionary with `role` and `content`, got {raw!r}.")
     message = {key: value for key, value in raw.items() if value is not None}
     given = message.pop("from", None)
     role = message.setdefault("role", given)
     if "value" in message:
         message.setdefault("content", message.pop("value"))
     if not isinstance(role, str):
-        raise ValueError(f"a message has no `role` (its keys: {', '.join(map(str, raw))}).")
+        raise UsageError(f"a message has no `role` (its keys: {', '.join(map(str, raw))}).")
     if given is not None and role not in _KNOWN:
-        raise ValueError(f"`from: {role}` is none of the roles that are known ({', '.join(_KNOWN)}). Rename it to one.")
+        raise UsageError(f"`from: {role}` is none of the roles that are known ({', '.join(_KNOWN)}). Rename it to one.")
     if role == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(message.get("content"))}
     message["role"] = _ROLES.get(role, role)
@@ -139,7 +140,7 @@ def template_kwargs_of(row: dict[str, Any]) -> dict[str, Any]:
     """A row's own arguments of the chat template; empty for null."""
     kwargs = _from_json(row.get(TEMPLATE_KWARGS), TEMPLATE_KWARGS) or {}
     if not isinstance(kwargs, dict):
-        raise ValueError(f"`{TEMPLATE_KWARGS}` must be a dictionary, got {kwargs!r}.")
+        raise UsageError(f"`{TEMPLATE_KWARGS}` must be a dictionary, got {kwargs!r}.")
     return kwargs
 
 
@@ -194,7 +195,7 @@ def _text_part(part: Any) -> Message:
     part = {"type": "text", "text": part} if isinstance(part, str) else part
     part = {key: value for key, value in part.items() if value is not None}
     if part.setdefault("type", "text") != "text" or not isinstance(part.get("text", ""), str):
-        raise ValueError(f"a message has a part of the type {part['type']!r}: only text can be rolled out.")
+        raise UsageError(f"a message has a part of the type {part['type']!r}: only text can be rolled out.")
     return {"text": "", **part}
 
 
@@ -205,7 +206,7 @@ def _calls(calls: Any) -> list[Message]:
 
 def _call(call: Any) -> Message:
     if not isinstance(call, dict) or "name" not in (call.get("function") or call):
-        raise ValueError(f"a call of a tool must have a `name`, got {call!r}.")
+        raise UsageError(f"a call of a tool must have a `name`, got {call!r}.")
     call = {key: value for key, value in call.items() if value is not None}
     if "function" not in call:
         own = {key: value for key, value in call.items() if key not in ("id", "type")}
@@ -219,4 +220,4 @@ def _from_json(value: Any, name: str) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except ValueError as error:
-        raise ValueError(f"`{name}` is no JSON ({error}): {value[:60]!r}.") from error
+        raise UsageError(f"`{name}` is no JSON ({error}): {value[:60]!r}.") from error

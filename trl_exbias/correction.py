@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .answers import row_answer
 from .conversations import TEMPLATE_KWARGS, TOOLS, conversation, is_blank, message_columns
+from .errors import UsageError
 from .prompts import conversation_prompt_ids
 from .template_form import Message, text_of
 
@@ -45,24 +46,24 @@ class CorrectionTemplate:
             mentioned = meta.find_undeclared_variables(environment.parse(text))
             self._template = environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(
+            raise UsageError(
                 f"`correction_template` {self.name} is not valid jinja: {error} (line {error.lineno})."
             ) from error
         missing = sorted(_VARIABLES - mentioned)
         if missing:
-            raise ValueError(
+            raise UsageError(
                 f"`correction_template` {self.name} does not mention {' and '.join(f'`{{{{ {v} }}}}`' for v in missing)}: "
                 "the model must be shown both the prompt and the reference answer."
             )
         unknown = sorted(mentioned - _VARIABLES)
         if unknown:
-            raise ValueError(
+            raise UsageError(
                 f"`correction_template` {self.name} uses unknown variables {unknown}; it is given `prompt` and "
                 "`reference`."
             )
         blocks = set(self._template.blocks)
         if blocks and ("user" not in blocks or blocks - {"user", "system"}):
-            raise ValueError(
+            raise UsageError(
                 f"`correction_template` {self.name} has the blocks {sorted(blocks)}; with blocks, there must be one "
                 "named `user`, and there may be one named `system`."
             )
@@ -80,10 +81,10 @@ class CorrectionTemplate:
         """
         reference = text_of(reference)
         if not reference.strip():
-            raise ValueError("There is no reference answer to show.")
+            raise UsageError("There is no reference answer to show.")
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         if last is None:
-            raise ValueError("A conversation needs a user turn to show the reference answer in.")
+            raise UsageError("A conversation needs a user turn to show the reference answer in.")
         prompt = text_of(messages[last].get("content"))
         rendered = [*messages]
         rendered[last] = {**messages[last], "content": self._block("user", prompt, reference)}
@@ -136,7 +137,7 @@ class CorrectionTemplate:
                 problems[index] = str(error)
         if problems:
             first, problem = next(iter(problems.items()))
-            raise ValueError(
+            raise UsageError(
                 f"{len(problems)} of {len(rows)} training rows cannot be corrected (rows "
                 f"{', '.join(map(str, [*problems][:_SHOWN]))}{', …' if len(problems) > _SHOWN else ''}). In row {first} "
                 f"{problem[0].lower()}{problem[1:]} Drop them, or use another method."
@@ -154,7 +155,7 @@ class CorrectionTemplate:
         *messages, answer = conversation(row)
         reference = row_answer(row, tokenizer, chat_template)
         if not reference.strip():
-            raise ValueError(
+            raise UsageError(
                 f"The chat template renders nothing of the last answer (its keys: {', '.join(answer)}), so there is no "
                 "reference to show."
             )
@@ -186,7 +187,7 @@ def _load(source: str) -> tuple[str, str]:
     path = Path(source)
     if path.is_file():
         return repr(source), path.read_text(encoding="utf-8")
-    raise ValueError(
+    raise UsageError(
         f"`correction_template` {source!r} is neither one of {', '.join(map(repr, TEMPLATE_NAMES))}, nor an existing file, "
         "nor a template (which would mention `{{ prompt }}` and `{{ reference }}`)."
     )

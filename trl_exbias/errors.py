@@ -22,3 +22,7 @@ class MissingPackageError(UsageError, ImportError):
 
 class DoesNotFitError(ExbiasError, RuntimeError):
     """A device's memory cannot hold what is needed at least."""
+
+
+class NotFetchedError(ExbiasError, RuntimeError):
+    """Something could not be fetched from a package index, or is not what was expected."""

@@ -6,6 +6,7 @@ import tempfile
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from .errors import UsageError
 from .modeling import base_causal_lm
 
 
@@ -29,7 +30,7 @@ def make_saveable(model: PreTrainedModel) -> None:
             base.config.save_pretrained(folder)
         except Exception as error:
             # Whatever it is: it would be raised again at the first checkpoint.
-            raise ValueError(f"The model's configuration could not be saved with a checkpoint: {error}") from error
+            raise UsageError(f"The model's configuration could not be saved with a checkpoint: {error}") from error
     config = getattr(base, "generation_config", None)
     if config is not None:
         _mend(config, base.name_or_path or type(base).__name__)
@@ -46,7 +47,7 @@ def _mend(config: GenerationConfig, name: str) -> None:
     try:
         config.validate(strict=True)
     except ValueError as error:
-        raise ValueError(
+        raise UsageError(
             f"The generation config of {name} could not be saved with a checkpoint: {error} Mend its "
             "`generation_config.json`, or `model.generation_config`."
         ) from error

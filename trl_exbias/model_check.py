@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from trl.trainer.utils import add_fused_lm_head
 
+from .errors import UsageError
 from .modeling import LMHead, backbone, base_causal_lm, inference, model_device, read_backbone
 
 
@@ -39,7 +40,7 @@ def check_model(model: nn.Module) -> None:
     if base not in _found:
         _found[base] = _problem(model)
     if _found[base] is not None:
-        raise ValueError(_found[base])
+        raise UsageError(_found[base])
 
 
 def check_training_head(model: nn.Module) -> None:
@@ -64,7 +65,7 @@ def check_training_head(model: nn.Module) -> None:
         except Exception as error:
             has_router = getattr(base_causal_lm(model).config.get_text_config(), "output_router_logits", False)
             remedy = " Without the load-balancing loss it may work: set `router_aux_loss_coef=0`." if has_router else ""
-            raise ValueError(
+            raise UsageError(
                 f"{name} cannot be trained: TRL's fused LM head fails on it ({type(error).__name__}: {error}).{remedy}"
             ) from error
         finally:
@@ -72,7 +73,7 @@ def check_training_head(model: nn.Module) -> None:
     expected = own.log_softmax(-1).gather(-1, targets.to(own.device).unsqueeze(-1))
     distance = _distance(fused.float().unsqueeze(-1), expected)
     if distance > _TOLERANCE:
-        raise ValueError(
+        raise UsageError(
             f"{name} cannot be trained: TRL's fused LM head computes other log-probabilities than the model itself "
             f"({distance:.1e} off). A scale or a cap of its logits is not known there."
         )

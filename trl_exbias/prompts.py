@@ -22,6 +22,7 @@ from trl.data_utils import _tokenize, common_prefix_length
 
 from .branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS
 from .conversations import conversation, message_of, template_kwargs_of, tools_of
+from .errors import UsageError
 from .stop_tokens import silence_test, turn_end
 from .template_form import Message, adapted, form_of
 
@@ -111,7 +112,7 @@ def mark_responses(
         found = place_response(row, form, tokenizer, chat_template, training_template)
         response = found.get(REFERENCE) or row["input_ids"][found[CONTEXT_LENGTH] :]
         if says_nothing is not None and says_nothing(response):
-            raise ValueError(
+            raise UsageError(
                 f"Row {index}: its answer is rendered as {inner.decode(response)!r}, which says nothing. Does the chat template "
                 "render calls of tools? Drop such rows, or set `chat_template_path` to a template that renders them."
             )

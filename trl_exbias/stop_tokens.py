@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
+from .errors import UsageError
 from .template_form import REFUSALS, Message, render
 
 
@@ -58,7 +59,7 @@ def stop_token_ids(
     found.update(configured if isinstance(configured, (list, tuple)) else [configured])
     found.discard(None)
     if not found:
-        raise ValueError(
+        raise UsageError(
             "The tokenizer has no EOS token, so a response has no end. Set `eos_token` in the config (or "
             "`tokenizer.eos_token`) to a token of its vocabulary."
         )

@@ -3,6 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
+from .errors import UsageError
+
 
 def keep_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """
@@ -13,7 +15,7 @@ def keep_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """
     layers = model.model.layers
     if not 2 <= num_layers <= len(layers):
-        raise ValueError(f"`num_layers` must be between 2 and {len(layers)}, got {num_layers}.")
+        raise UsageError(f"`num_layers` must be between 2 and {len(layers)}, got {num_layers}.")
     kept = torch.linspace(0, len(layers) - 1, num_layers).round().int().tolist()
     model.model.layers = torch.nn.ModuleList(layers[i] for i in kept)
     for i, layer in enumerate(model.model.layers):

@@ -14,6 +14,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .branches import Branch, concatenate
 from .distillation import top_k_of
+from .errors import UsageError
 from .fingerprint import weights_fingerprint
 from .model_check import check_model
 from .modeling import LMHead, base_causal_lm, inference, model_class, model_device
@@ -135,7 +136,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
         key=lambda token: ours.get(token, theirs.get(token)),
     )
-    raise ValueError(
+    raise UsageError(
         "Student and teacher need the same tokenizer: a distribution over one vocabulary says nothing about another. "
         f"The student's has {len(ours)} tokens and the teacher's {len(theirs)}; {token!r}, for one, is "
         f"{ours.get(token, 'missing')} for the student and {theirs.get(token, 'missing')} for the teacher. Choose a "
@@ -154,7 +155,7 @@ def shared_vocab_size(student_size: int, teacher_size: int, num_tokens: int) -> 
     if student_size == teacher_size:
         return shared
     if shared < num_tokens:
-        raise ValueError(
+        raise UsageError(
             f"Student and teacher have {student_size} and {teacher_size} logits, but the tokenizer has {num_tokens} "
             "tokens: the teacher was made for another vocabulary."
         )
@@ -215,7 +216,7 @@ def teacher_labels(
 def _check_positions(model: torch.nn.Module, lengths: list[int]) -> None:
     limit = getattr(base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and max(lengths) > limit:
-        raise ValueError(
+        raise UsageError(
             f"A context with its branch has {max(lengths)} tokens; the teacher has {limit} positions. Lower "
             "`context_length` or `rollout_length` (`max_length` for prompt-completion data)."
         )

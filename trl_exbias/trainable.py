@@ -4,6 +4,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .errors import UsageError
+
 
 def freeze_all_but(model: nn.Module, patterns: list[str]) -> list[str]:
     """
@@ -26,7 +28,7 @@ def freeze_all_but(model: nn.Module, patterns: list[str]) -> list[str]:
     missing = [pattern for pattern, names in chosen.items() if not names]
     if missing:
         some = ", ".join(sorted(modules, key=lambda name: (name.count("."), name))[:12])
-        raise ValueError(
+        raise UsageError(
             f"`trainable_modules` names no module of this model: {', '.join(map(repr, missing))}. Its modules are {some}, …"
         )
     trained = []

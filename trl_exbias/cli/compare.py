@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExbiasError
+from ..errors import ExbiasError, UsageError
 from .parser import Parser
 from .recipe import RecipeError, exit_with
 from .recipes import recipe_path
@@ -85,7 +85,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> list[Path]:
     if len(options.what) == 1 and not _is_run(options.what[0]):
         if first.is_dir():
             if not (first / SOURCE_FILE).is_file():
-                raise ValueError(f"{first} holds neither a run (run.json) nor a comparison ({SOURCE_FILE}).")
+                raise UsageError(f"{first} holds neither a run (run.json) nor a comparison ({SOURCE_FILE}).")
             return _compare_file(first / SOURCE_FILE, options, rest, first)
         path = first if first.suffix == ".yaml" or first.exists() else recipe_path(f"compare/{options.what[0]}")
         return _compare_file(path, options, rest, options.output)
@@ -101,7 +101,7 @@ def _compare_file(path: Path, options: argparse.Namespace, rest: list[str], outp
     from ..comparing.run import compare
 
     if options.untrained or options.title:
-        raise ValueError("--untrained and --title are for finished runs; a comparison file has `untrained` and `name`.")
+        raise UsageError("--untrained and --title are for finished runs; a comparison file has `untrained` and `name`.")
     overrides = _overrides(rest)
     comparison = read_comparison(path, overrides)
     comparison = replace(comparison, allow=(*comparison.allow, *options.allow))
@@ -118,10 +118,10 @@ def _compare_runs(options: argparse.Namespace, rest: list[str]) -> list[Path]:
     from .evaluate import named_models
 
     if options.output is None:
-        raise ValueError("--output is missing: the folder of the evaluation and the report.")
+        raise UsageError("--output is missing: the folder of the evaluation and the report.")
     runs = named_models(options.what)
     if len(runs) < 2:
-        raise ValueError("There is nothing to compare: give two runs or more, or a comparison file.")
+        raise UsageError("There is nothing to compare: give two runs or more, or a comparison file.")
     evaluation = _overrides(rest)
     if "suite" in evaluation:
         evaluation["suites"] = evaluation.pop("suite")
@@ -144,7 +144,7 @@ def _overrides(argv: list[str]) -> dict[str, Any]:
             key, equals, value = argument[2:].partition("=")
             found[key] = [_value(value)] if equals else []
         elif key is None:
-            raise ValueError(f"`{argument}` is neither a comparison nor an option.")
+            raise UsageError(f"`{argument}` is neither a comparison nor an option.")
         else:
             found[key].append(_value(argument))
     return {key: True if not values else values[0] if len(values) == 1 else values for key, values in found.items()}

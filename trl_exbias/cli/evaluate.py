@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..errors import ExbiasError
+from ..errors import ExbiasError, UsageError
 from ..evaluation.options import EvaluationOptions
 from ..evaluation.suites import SUITES
 from .parser import Parser
@@ -41,7 +41,7 @@ def named_models(given: list[str]) -> dict[str, str]:
         name, equals, path = model.partition("=")
         name, path = (name, path) if equals else (Path(model).name or model, model)
         if name in models:
-            raise ValueError(f"{models[name]} and {path} are both called `{name}`: name one of them, NAME=MODEL.")
+            raise UsageError(f"{models[name]} and {path} are both called `{name}`: name one of them, NAME=MODEL.")
         models[name] = path
     return models
 

@@ -4,7 +4,9 @@ import difflib
 import importlib
 import sys
 
+from ..errors import ExbiasError
 from ..files import closed_pipe_is_no_error
+from .recipe import exit_with
 
 
 COMMANDS = {
@@ -39,8 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    with closed_pipe_is_no_error():
-        return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
+    try:
+        with closed_pipe_is_no_error():
+            return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
+    except ExbiasError as error:
+        return exit_with(error)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..errors import ExbiasError
+from ..errors import ExbiasError, UsageError
 from .parser import Parser
 from .recipe import exit_with
 
@@ -174,7 +174,7 @@ def _cut(rows, tokenizer, args: argparse.Namespace):
             horizons.append(response[: args.horizon])
         return contexts, horizons, None, 1
     if args.text_field not in rows.column_names:
-        raise ValueError(
+        raise UsageError(
             f"The data have no column `{args.text_field}` (columns: {', '.join(rows.column_names)}). Name one with "
             "--text_field, or give --prompt_template and --completion_template."
         )

@@ -6,6 +6,7 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..errors import UsageError
 from .keys import CONFIG_CLASSES
 
 
@@ -27,7 +28,7 @@ def recipe_path(name: str) -> Path:
     """
     path = recipes_folder() / (name if name.endswith(".yaml") else f"{name}.yaml")
     if not path.is_file():
-        raise ValueError(f"There is no recipe {name!r}. There are: {', '.join(_all_names())}.")
+        raise UsageError(f"There is no recipe {name!r}. There are: {', '.join(_all_names())}.")
     return path
 
 

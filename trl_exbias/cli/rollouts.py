@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExbiasError
+from ..errors import ExbiasError, UsageError
 from .parser import Parser
 from .recipe import exit_with
 
@@ -116,7 +116,7 @@ def _export(args: argparse.Namespace) -> int:
     from datasets import concatenate_datasets
 
     if args.output.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{args.output} must end in .jsonl or .parquet.")
+        raise UsageError(f"{args.output} must end in .jsonl or .parquet.")
     tokenizer, parts = _tokenizer(args.run), []
     for number, store in _stores(args.run, args.iteration):
         rollouts = store.read()
@@ -146,9 +146,9 @@ def _stores(run: Path, iteration: int | None):
     found = {int(path.name[len(_ITERATION) :]): RolloutStore(path) for path in folders}
     found = {number: store for number, store in sorted(found.items()) if store.manifest is not None}
     if not found:
-        raise ValueError(f"{run} holds no rollouts: there is no {ROLLOUTS}/{_ITERATION}1 with a manifest in it.")
+        raise UsageError(f"{run} holds no rollouts: there is no {ROLLOUTS}/{_ITERATION}1 with a manifest in it.")
     if iteration is not None and iteration not in found:
-        raise ValueError(f"{run} has no iteration {iteration}; it has {', '.join(map(str, found))}.")
+        raise UsageError(f"{run} has no iteration {iteration}; it has {', '.join(map(str, found))}.")
     yield from ((number, store) for number, store in found.items() if iteration in (None, number))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import UsageError
 from ..evaluation.figures import Figure
 from .comparison_file import PlannedRun
 
@@ -129,7 +130,7 @@ def check_alike(found: Iterable[Difference], allow: Iterable[str], what: str) ->
     if refused:
         lines = "\n".join(f"  - {difference}" for difference in refused)
         keys = " ".join(dict.fromkeys(f"--allow {d.setting.rpartition(': ')[2]}" for d in refused))
-        raise ValueError(
+        raise UsageError(
             f"The {what} cannot be compared: they differ in\n{lines}\nTo compare them all the same: {keys}"
         )
     return allowed

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 # Rollouts of a policy that a resumed run came back to with other weights: spent, and no longer in its logs.
@@ -118,7 +120,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder, RUN_FILE)
     if not path.is_file():
-        raise ValueError(
+        raise UsageError(
             f"{folder} holds no run: there is no {RUN_FILE} in it. Give the `output_dir` of a training command."
         )
     return json.loads(path.read_text(encoding="utf-8"))
@@ -140,9 +142,9 @@ def read_logs(folder: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             # The last line of a run that is being written, or that died.
             if number < len(lines) - 1:
-                raise ValueError(f"{path}, line {number + 1}, is not valid JSON: {error}.") from error
+                raise UsageError(f"{path}, line {number + 1}, is not valid JSON: {error}.") from error
     if not logs:
-        raise ValueError(f"{folder} has no logs ({METRICS_FILE}): the run has not trained yet.")
+        raise UsageError(f"{folder} has no logs ({METRICS_FILE}): the run has not trained yet.")
     return logs
 
 

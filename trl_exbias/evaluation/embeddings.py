@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import MissingPackageError, UsageError
 from .figures import Figure
 
 
@@ -52,7 +53,7 @@ def embedding_distance(
     lists = {prompt: [row] if isinstance(row, str) else list(row) for prompt, row in references.items()}
     bare = [prompt for prompt in predictions if not lists.get(prompt)]
     if bare:
-        raise ValueError(
+        raise UsageError(
             f"There is no reference for {len(bare)} of {len(predictions)} predictions, such as {bare[0]!r}."
         )
     encoder = _load(model) if isinstance(model, str) else model
@@ -100,12 +101,12 @@ def plot_embedding_distance(figures: Mapping[str, Figure], path: str | Path, tit
     try:
         from matplotlib.figure import Figure as Picture
     except ImportError as error:
-        raise ImportError("The plot needs matplotlib: `pip install trl-exbias[plot]`.") from error
+        raise MissingPackageError("The plot needs matplotlib: `pip install trl-exbias[plot]`.") from error
     empty = [name for name, figure in figures.items() if not figure.per_prompt]
     if empty or not figures:
-        raise ValueError(f"There is no distance to draw{' of ' + ', '.join(empty) if empty else ''}.")
+        raise UsageError(f"There is no distance to draw{' of ' + ', '.join(empty) if empty else ''}.")
     if any(figure.settings != next(iter(figures.values())).settings for figure in figures.values()):
-        raise ValueError("These distances were measured with unlike settings and cannot stand in one picture.")
+        raise UsageError("These distances were measured with unlike settings and cannot stand in one picture.")
     rows = [np.array(list(figure.per_prompt.values())) for figure in figures.values()]
     picture = Picture(figsize=(1.4 + 1.3 * len(rows), 3.8), layout="constrained")
     axes, places = picture.subplots(), range(1, len(rows) + 1)
@@ -136,7 +137,7 @@ def _load(name: str) -> "SentenceTransformer":
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "Embedding distances need sentence-transformers: `pip install trl-exbias[embeddings]`."
         ) from error
     return SentenceTransformer(name, trust_remote_code=False)

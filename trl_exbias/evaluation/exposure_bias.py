@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import UsageError
 from .bootstrap import bootstrap_interval
 
 
@@ -97,10 +98,10 @@ def exposure_bias(
     length = context_length + horizon
     for name, value in (("context_length", context_length), ("horizon", horizon), ("stride", stride)):
         if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            raise UsageError(f"`{name}` must be at least 1, got {value}.")
     cuts = [(document, start) for document in token_ids for start in starts(len(document), length, stride)]
     if not cuts:
-        raise ValueError(
+        raise UsageError(
             f"No document has the {length} tokens of a context ({context_length}) and a horizon ({horizon}); the longest "
             f"has {max(map(len, token_ids), default=0)}."
         )
@@ -129,7 +130,7 @@ def exposure_bias_from(
     from .free_running import free_runs
 
     if num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+        raise UsageError(f"`num_samples` must be at least 1, got {num_samples}.")
     shared = None
     if teacher is not None:
         shared = min(LMHead(model).vocab_size, LMHead(teacher).vocab_size)

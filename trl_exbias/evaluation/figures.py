@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UsageError
 from .bootstrap import bootstrap_interval
 
 
@@ -70,7 +71,7 @@ def paired_difference(one: Figure, other: Figure) -> Figure:
     )
     if one.name != other.name or differing:
         what = ", ".join(f"`{k}` ({one.settings.get(k)!r} and {other.settings.get(k)!r})" for k in differing)
-        raise ValueError(f"{one.name} and {other.name} cannot be compared: {what or 'they measure different things'}.")
+        raise UsageError(f"{one.name} and {other.name} cannot be compared: {what or 'they measure different things'}.")
     shared = {key: value - other.per_prompt[key] for key, value in one.per_prompt.items() if key in other.per_prompt}
     mean, low, high = _mean_and_interval(np.array(list(shared.values())))
     missing = len({*one.per_prompt, *other.per_prompt}) - len(shared)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..files import flush, lock
 
 
@@ -80,7 +81,7 @@ class GenerationStore:
         self._file = open(self.path, "ab", buffering=0)
         if not lock(self._file):
             self._file.close()
-            raise ValueError(
+            raise UsageError(
                 f"Another evaluation is writing to {self.path}. Wait for it, or give another `--generations` folder."
             )
         # Another process may have written since; and a line that was being written when one died has no end.
@@ -127,12 +128,12 @@ class GenerationStore:
                 record = json.loads(line)
                 if number == 1:
                     if record != self._header:
-                        raise ValueError("other settings")
+                        raise UsageError("other settings")
                     continue
                 key = record["prompt"], record["number"]
                 self._found[key] = Generation(record["tokens"], record["text"], record["truncated"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
+                raise UsageError(
                     f"{self.path} is damaged in line {number}. Delete the line (or the file: its responses are made again)."
                 ) from error
         return sum(len(line) + 1 for line in whole)

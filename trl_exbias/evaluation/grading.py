@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import MissingPackageError, UsageError, UsageTypeError
 from .answers import boxed_answer, flexible_answer, gsm8k_answer, gsm8k_gold
 from .figures import Figure
 
@@ -85,7 +86,7 @@ def grade_gsm8k(completion: str, gold_answer: str, method: str = "strict") -> Gr
     """
     _check_strings(completion=completion, gold_answer=gold_answer)
     if method not in GSM8K_METHODS:
-        raise ValueError(f"`method={method!r}` is not one of {', '.join(GSM8K_METHODS)}.")
+        raise UsageError(f"`method={method!r}` is not one of {', '.join(GSM8K_METHODS)}.")
     gold = gsm8k_gold(gold_answer)
     if gold is None:
         return Grading(Outcome.UNPARSEABLE_GOLD)
@@ -171,7 +172,7 @@ def _math_verify(completion: str, gold: str) -> Grading:
         from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
         from math_verify.errors import TimeoutException
     except ImportError as error:
-        raise ImportError("Grading mathematics needs math-verify: `pip install trl-exbias[eval]`.") from error
+        raise MissingPackageError("Grading mathematics needs math-verify: `pip install trl-exbias[eval]`.") from error
     limit = _time_limit()
     configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
 
@@ -221,7 +222,7 @@ def _time_limit() -> int | None:
 
 def _as_bool(grading: Grading, gold_answer: str) -> bool:
     if grading.outcome is Outcome.UNPARSEABLE_GOLD:
-        raise ValueError(f"The gold answer {gold_answer[:200]!r} cannot be read, so no completion can be graded by it.")
+        raise UsageError(f"The gold answer {gold_answer[:200]!r} cannot be read, so no completion can be graded by it.")
     if grading.outcome is Outcome.TIMED_OUT:
         logger.warning(f"Grading against {gold_answer[:200]!r} took over {TIME_LIMIT_SECONDS} s; taken as not correct.")
     return grading.value == 1.0
@@ -230,7 +231,7 @@ def _as_bool(grading: Grading, gold_answer: str) -> bool:
 def _check_strings(**texts: Any) -> None:
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise TypeError(f"`{name}` must be a string; it is {text!r} ({type(text).__name__}).")
+            raise UsageTypeError(f"`{name}` must be a string; it is {text!r} ({type(text).__name__}).")
 
 
 def _decimal(text: str) -> Decimal | None:

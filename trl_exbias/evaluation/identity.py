@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What a file says of its maker and its place, and not of the model.
@@ -28,7 +30,7 @@ def model_folder(name: str) -> str:
         return name
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
     if not checkpoints:
-        raise ValueError(f"{name} holds neither a model nor an adapter nor a checkpoint.")
+        raise UsageError(f"{name} holds neither a model nor an adapter nor a checkpoint.")
     return str(checkpoints[-1])
 
 
@@ -53,10 +55,10 @@ def local_folder(name: str) -> Path:
             if weight_files(found):
                 return found
     except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        raise ValueError(
+        raise UsageError(
             f"`{name}` is no folder here, and cannot be had from the hub: {str(error).splitlines()[0]}"
         ) from error
-    raise ValueError(f"`{name}` on the hub has no weights ({', '.join(_WEIGHTS)}).")
+    raise UsageError(f"`{name}` on the hub has no weights ({', '.join(_WEIGHTS)}).")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -81,7 +83,7 @@ def model_fingerprint(folder: str | Path) -> str:
     folder = Path(folder)
     files = weight_files(folder)
     if not files:
-        raise ValueError(f"{folder} holds no weights ({', '.join(_WEIGHTS)}).")
+        raise UsageError(f"{folder} holds no weights ({', '.join(_WEIGHTS)}).")
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", ADAPTER_CONFIG):
         if (folder / name).is_file():

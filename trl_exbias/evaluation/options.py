@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+
 
 ENGINES = ("transformers", "vllm")
 
@@ -114,7 +116,7 @@ class EvaluationOptions:
             problems.append(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
         try:
             if not isinstance(json.loads(self.judge_extra_body or "{}"), dict):
-                raise ValueError("it is no JSON object")
+                raise UsageError("it is no JSON object")
         except ValueError as error:
             problems.append(f"`judge_extra_body` cannot be read: {error}.")
         try:
@@ -129,7 +131,7 @@ class EvaluationOptions:
                 "local `vllm serve` included)."
             )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise UsageError("\n".join(problems))
 
     @property
     def template_kwargs(self) -> dict[str, Any]:

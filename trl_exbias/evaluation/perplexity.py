@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import UsageError
 from .bootstrap import bootstrap_interval
 
 
@@ -87,7 +88,7 @@ def sliding_nll(
             contexts.append(document[start : start + context_length])
             targets.append([document[start + context_length]])
     if not contexts:
-        raise ValueError(
+        raise UsageError(
             f"No document is longer than the context of {context_length} tokens; the longest has "
             f"{max(map(len, token_ids), default=0)}."
         )

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import MissingPackageError
+
 
 if TYPE_CHECKING:
     from .exposure_bias import ExposureBias
@@ -26,7 +28,7 @@ def plot_exposure_bias(reports: dict[str, "ExposureBias"], path: str | Path, tit
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise ImportError("The plot needs matplotlib: `pip install trl-exbias[plot]`.") from error
+        raise MissingPackageError("The plot needs matplotlib: `pip install trl-exbias[plot]`.") from error
 
     panels = [("free_running", "cross-entropy (nats/token)"), ("gap", "free-running gap (nats/token)")]
     if any(report.excess_error is not None for report in reports.values()):

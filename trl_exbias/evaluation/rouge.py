@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..errors import MissingPackageError, UsageError, UsageTypeError
 from .figures import Figure
 
 
@@ -54,13 +55,13 @@ def rouge(
         ImportError: if rouge-score is not installed.
     """
     if tokenizer not in TOKENIZERS:
-        raise ValueError(f"`tokenizer={tokenizer!r}` is not one of {', '.join(TOKENIZERS)}.")
+        raise UsageError(f"`tokenizer={tokenizer!r}` is not one of {', '.join(TOKENIZERS)}.")
     _check(predictions, references)
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from rouge_score.tokenizers import DefaultTokenizer
     except ImportError as error:
-        raise ImportError("ROUGE needs rouge-score: `pip install trl-exbias[eval]`.") from error
+        raise MissingPackageError("ROUGE needs rouge-score: `pip install trl-exbias[eval]`.") from error
     if tokenizer == "auto":
         tokenizer = tokenizer_for(text for row in references.values() for text in row)
     stems = use_stemmer and tokenizer == "default"
@@ -109,8 +110,8 @@ def _word() -> Any:
 def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
     for prompt, row in references.items():
         if isinstance(row, str):
-            raise TypeError(f"The references of prompt {prompt!r} are a string; a list of strings is needed.")
+            raise UsageTypeError(f"The references of prompt {prompt!r} are a string; a list of strings is needed.")
     bare = [prompt for prompt in predictions if not references.get(prompt)]
     if bare:
         named = ", ".join(map(repr, bare[:5])) + (f" and {len(bare) - 5} more" if len(bare) > 5 else "")
-        raise ValueError(f"There is no reference for {len(bare)} of {len(predictions)} predictions: {named}.")
+        raise UsageError(f"There is no reference for {len(bare)} of {len(predictions)} predictions: {named}.")

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from . import tasks
 from .figures import Figure, paired_difference
 from .options import EvaluationOptions
@@ -116,7 +117,7 @@ def plan_judging(models: dict[str, str], options: EvaluationOptions) -> list[Jud
         ValueError: if no suite asks a judge; else as [`evaluate`].
     """
     if not set(options.suites) & set(JUDGED):
-        raise ValueError(f"A dry run is of suites that ask a judge: {', '.join(JUDGED)}.")
+        raise UsageError(f"A dry run is of suites that ask a judge: {', '.join(JUDGED)}.")
     prepared, judge, plans = _prepare(models, options), judge_client(options), []
     for subject in prepared.subjects:
         for chosen in prepared.suites:
@@ -156,7 +157,7 @@ def judge_client(options: EvaluationOptions) -> "JudgeClient":
 
 def _check_key(options: EvaluationOptions) -> None:
     if options.judge_url.startswith("https") and not os.environ.get(options.judge_key_env):
-        raise ValueError(
+        raise UsageError(
             f"{options.judge_url} needs a key: put it into the environment variable {options.judge_key_env}, or name another "
             "one with --judge_key_env."
         )
@@ -195,7 +196,7 @@ class _Prepared:
 def _prepare(models: dict[str, str], options: EvaluationOptions) -> _Prepared:
     """Everything that can be wrong is, before anything is spent."""
     if not models:
-        raise ValueError("There is no model to evaluate.")
+        raise UsageError("There is no model to evaluate.")
     suites = [load_suite(name) for name in dict.fromkeys(options.suites)]
     # What generates comes first: an engine in a process of its own then makes way for the weights, once.
     suites.sort(key=lambda chosen: chosen.sampling is None)

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .generations import Generation, GenerationStore, Made, Progress, generate
 from .identity import base_of_adapter, local_folder, model_fingerprint
 from .loading import device_of, load_model
@@ -45,7 +46,7 @@ class Sampling:
 
     def __post_init__(self):
         if self.temperature == 0 and self.num_generations > 1:
-            raise ValueError(
+            raise UsageError(
                 f"`num_generations={self.num_generations}` greedy responses are all the same: raise `temperature`, or ask "
                 "for one."
             )
@@ -108,7 +109,7 @@ class Subject:
         for folder in (self.folder, self._base_folder):
             if any((folder / name).is_file() for name in _TOKENIZER_FILES):
                 return folder
-        raise ValueError(
+        raise UsageError(
             f"{self.folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): save one beside the model."
         )
 
@@ -192,7 +193,7 @@ class Subject:
     def _check_lengths(self, prompts: list[list[int]], max_new_tokens: int) -> None:
         longest = max(map(len, prompts))
         if self.positions is not None and longest + max_new_tokens > self.positions:
-            raise ValueError(
+            raise UsageError(
                 f"{self.name}: the longest prompt has {longest} tokens; with {max_new_tokens} more the sequence is beyond "
                 f"the model's {self.positions} positions. Lower `max_new_tokens`, or leave out or shorten long prompts."
             )

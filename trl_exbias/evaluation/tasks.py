@@ -87,7 +87,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
 
     given = options.data_of(suite.name)
     if given is None and suite.data is None:
-        raise ValueError(f"The suite `{suite.name}` has no data of its own: give --data (hub id, folder or file).")
+        raise UsageError(f"The suite `{suite.name}` has no data of its own: give --data (hub id, folder or file).")
     name, config, split = (given, options.data_config, options.split or "test") if given else suite.data
     if given is None and options.split:
         split = options.split
@@ -99,7 +99,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
         else:
             raw = load_rows(name, config, split, whole_documents=True)
     except (ValueError, OSError) as error:  # `datasets` raises a handful of kinds of each
-        raise ValueError(f"The data of `{suite.name}` cannot be loaded: {error.__cause__ or error}") from error
+        raise UsageError(f"The data of `{suite.name}` cannot be loaded: {error.__cause__ or error}") from error
     if options.references_column is not None and options.references_column not in raw.column_names:
         raise UsageError(
             f"--references_column {options.references_column} is no column of the data (columns: "
@@ -122,7 +122,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     else:
         dataset = render(raw, DataArguments(text_template=templates["prompt_template"])).rename_column("text", "prompt")
     if suite.needs_references and "prompt" in dataset.column_names and not _has_references(dataset, options):
-        raise ValueError(
+        raise UsageError(
             f"`{suite.name}` compares with references, and the data have none (columns: {', '.join(raw.column_names)}). "
             "Name them with --completion_template or --references_column."
         )
@@ -202,7 +202,7 @@ def is_conversation(suite: "Suite", options: EvaluationOptions, tokenizer: "PreT
         ValueError: if they are to, and the tokenizer has none.
     """
     if options.as_conversation and tokenizer.chat_template is None:
-        raise ValueError("--as_conversation: the tokenizer has no chat template.")
+        raise UsageError("--as_conversation: the tokenizer has no chat template.")
     if options.as_conversation is not None:
         return options.as_conversation
     return suite.as_conversation and tokenizer.chat_template is not None
@@ -238,7 +238,7 @@ def _known_form(suite: "Suite", options: EvaluationOptions, raw: "Dataset") -> "
             {} if options.text_field == "text" else {options.text_field: "text"}
         )
     kinds = "`prompt` (and `completion`), `messages`" + (f" or `{options.text_field}`" if suite.takes_text else "")
-    raise ValueError(
+    raise UsageError(
         f"The data of `{suite.name}` have no {kinds} (columns: {', '.join(columns)}). Give --prompt_template and "
         "--completion_template" + (", or name a column of plain text with --text_field." if suite.takes_text else ".")
     )

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
 from ..correction import CorrectionTemplate
 from ..data_checks import TRAINING, check_rows, check_tokenizer, dataset_form, rows_of
+from ..errors import UsageError
 from ..prompts import response_after_prompt, token_ids
 from ..row_checks import raise_problems
 from ..stop_tokens import stop_token_ids
@@ -111,7 +112,7 @@ def check_data(
             return None if has_pictures else dataset_form(rows.column_names, args.dataset_text_field, name=name)
         form = dataset_form(rows.column_names, args.dataset_text_field, name=name)
         if name == TRAINING and form not in trainer_class.dataset_forms:
-            raise ValueError(
+            raise UsageError(
                 f"{trainer_class._name} needs data in the form {' or '.join(trainer_class.dataset_forms)}; these are of the "
                 f"form {form} (columns: {', '.join(rows.column_names)})."
             )
@@ -254,7 +255,7 @@ def check_teacher(
         if student is not None and tokenizer is not None:
             size = shared_vocab_size(student.get_text_config().vocab_size, size, len(tokenizer))
         if args.teacher_top_k is not None and args.teacher_top_k > size:
-            raise ValueError(f"`teacher_top_k={args.teacher_top_k}` is above the {size} tokens of the vocabulary.")
+            raise UsageError(f"`teacher_top_k={args.teacher_top_k}` is above the {size} tokens of the vocabulary.")
     return config
 
 

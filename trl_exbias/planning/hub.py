@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..errors import UsageError
 from ..local_names import is_local
 
 
@@ -64,13 +65,13 @@ class Hub:
             return load(name, **kwargs, local_files_only=True)
         except (OSError, ValueError) as error:
             if is_local(name):
-                raise ValueError(_first_line(error)) from error
+                raise UsageError(_first_line(error)) from error
             if not self.answers:
                 raise NotAtHand(name) from error
         try:
             return load(name, **kwargs)
         except (OSError, ValueError) as error:
-            raise ValueError(_first_line(error)) from error
+            raise UsageError(_first_line(error)) from error
 
     def _try(self) -> None:
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

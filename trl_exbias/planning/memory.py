@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import UsageError
 from .activations import Activations
 from .lm_head import HeadMemory
 from .model import ModelFacts
@@ -90,7 +91,7 @@ def standing(facts: ModelFacts, placement: Placement, optim: str) -> Standing:
     float32_states = placement.is_zero or (placement.sharding == "fsdp" and mixed is not None)
     states = state_bytes(optim, trained, placement.shards_optimizer, in_float32=float32_states)
     if states is None:
-        raise ValueError(f"What `optim: {optim}` keeps for each parameter is not known here.")
+        raise UsageError(f"What `optim: {optim}` keeps for each parameter is not known here.")
     numbers, frozen = facts.num_trained, facts.bytes - sum(parameter.bytes for parameter in trained)
     as_loaded = sum(parameter.bytes for parameter in trained)
     if placement.is_zero:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+
 
 SHARDINGS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp")
 _NAMES = {"ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp": "FSDP"}
@@ -83,7 +85,7 @@ def find_placement(
     kind = str(config.get("distributed_type", "NO")).upper()
     processes = num_processes or (config.get("num_processes") if kind != "NO" else None) or max(1, visible_devices)
     if not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"`num_processes` must be at least 1, got {processes!r}.")
+        raise UsageError(f"`num_processes` must be at least 1, got {processes!r}.")
     sharding, offloads_optimizer, offloads_parameters = "ddp" if processes > 1 else "none", False, False
     if kind == "DEEPSPEED" or deepspeed is not None:
         plugin = dict(config.get("deepspeed_config") or {})
@@ -97,7 +99,7 @@ def find_placement(
             }
         stage = plugin.get("zero_stage", 2)  # accelerate's default
         if stage not in (0, 1, 2, 3):
-            raise ValueError(f"`zero_stage` must be 0, 1, 2 or 3, got {stage!r}.")
+            raise UsageError(f"`zero_stage` must be 0, 1, 2 or 3, got {stage!r}.")
         sharding = f"zero{stage}" if stage else "ddp"
         offloads_optimizer = plugin.get("offload_optimizer_device") not in (None, "none")
         offloads_parameters = stage == 3 and plugin.get("offload_param_device") not in (None, "none")
@@ -121,7 +123,7 @@ def _read(path: str) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
         content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no mapping of keys to values.")
+        raise UsageError(f"{path} is no mapping of keys to values.")
     return content

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset, ReadInstruction, load_dataset, lo
 
 from ..cli.data_arguments import DataArguments
 from ..cli.datasets import load_rows, render
+from ..errors import UsageError
 from .hub import Hub, NotAtHand
 
 
@@ -71,10 +72,10 @@ def first_rows(data_args: DataArguments, mixture: Any, kind: str, hub: Hub, whol
             counts = (1, False)
         parts.append((list(islice(dataset, NUM_ROWS)), *counts))
     else:
-        raise ValueError("either `dataset_name` or `datasets` is needed.")
+        raise UsageError("either `dataset_name` or `datasets` is needed.")
     rows = [row for part, _, _ in parts for row in part]
     if not rows:
-        raise ValueError(f"The {kind} data have no rows.")
+        raise UsageError(f"The {kind} data have no rows.")
     num_rows = None if any(count is None for _, count, _ in parts) else sum(count for _, count, _ in parts)
     if num_rows is None and len(parts) == 1 and len(rows) < NUM_ROWS:
         num_rows = len(rows)
@@ -97,7 +98,7 @@ def _open(name: str, split: str, hub: Hub, load: Any, config: str | None = None)
     except (OSError, ValueError) as error:
         if local or hub.answers or Path(name).is_absolute():
             problem = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(f"`{name}` cannot be read: {problem}") from error
+            raise UsageError(f"`{name}` cannot be read: {problem}") from error
         raise NotAtHand(name) from error
     if split == whole:
         return dataset, (num_rows, False)
@@ -111,7 +112,7 @@ def _open(name: str, split: str, hub: Hub, load: Any, config: str | None = None)
 def _select(rows: list[dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
     missing = sorted(set(columns) - set(rows[0] if rows else ()))
     if rows and missing:
-        raise ValueError(f"`columns` names {missing}, which the data do not have (columns: {', '.join(rows[0])}).")
+        raise UsageError(f"`columns` names {missing}, which the data do not have (columns: {', '.join(rows[0])}).")
     return [{column: row[column] for column in columns} for row in rows]
 
 

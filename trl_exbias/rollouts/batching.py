@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..errors import DoesNotFitError
+
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def run_in_batches(run: Callable[[list[int]], None], lengths: Sequence[int], max
         `int`: The budget that held, to start from next time.
 
     Raises:
-        RuntimeError: if a single row does not fit.
+        DoesNotFitError: if a single row does not fit.
     """
     queue = deque(token_batches(lengths, max_tokens))
     while queue:
@@ -60,7 +62,7 @@ def run_in_batches(run: Callable[[list[int]], None], lengths: Sequence[int], max
             continue
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                raise RuntimeError(
+                raise DoesNotFitError(
                     f"A single sequence of {lengths[batch[0]]} tokens does not fit in memory. Shorten `max_length` or "
                     "`max_new_tokens`, or free memory on the device."
                 ) from error

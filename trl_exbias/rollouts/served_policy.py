@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ..errors import UsageError
 from ..merging import merged_copy, why_not_merged
 from ..modeling import base_causal_lm, is_multimodal
 from ..sharding import full_state
@@ -63,7 +64,7 @@ def check_servable(model: nn.Module) -> None:
             adapter that can neither be served nor merged exactly.
     """
     if is_multimodal(base_causal_lm(model).config):
-        raise ValueError(
+        raise UsageError(
             f"vLLM would serve {type(base_causal_lm(model)).__name__} with what reads its pictures or sounds, which is not "
             "supported. Set `rollout_engine='transformers'`, or pass its language model alone, loaded with its own class."
         )
@@ -78,7 +79,7 @@ def check_servable(model: nn.Module) -> None:
     elif has_adapter and (inexact := why_not_merged(model)) is not None:
         problem = f"{reason}, so its adapter would have to be merged, which PEFT cannot do exactly: {inexact}"
     if problem is not None:
-        raise ValueError(f"vLLM cannot serve this policy: {problem}. Set `rollout_engine='transformers'`.")
+        raise UsageError(f"vLLM cannot serve this policy: {problem}. Set `rollout_engine='transformers'`.")
 
 
 def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator: Accelerator) -> ServedPolicy:

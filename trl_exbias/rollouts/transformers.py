@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..model_check import check_model
 from ..modeling import LMHead, base_causal_lm, inference
 from .batching import groups_of_equal_length, run_in_batches
@@ -245,7 +246,7 @@ class TransformersEngine:
             return
         limit = getattr(base_causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and max(lengths) > limit:
-            raise ValueError(
+            raise UsageError(
                 f"A sequence of {max(lengths)} tokens (longest prompt: {max(map(len, prompts))}) is over the model's "
                 f"{limit} positions. Lower `max_length` or `max_new_tokens`."
             )

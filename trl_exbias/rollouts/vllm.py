@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..errors import MissingPackageError, UsageError
 from .engine_process import EngineLost, EngineProcess, RolloutEngineError
 from .vllm_verbs import MIX_STRATEGIES, VLLMVerbs
 from .weight_probe import WeightProbe
@@ -109,7 +110,7 @@ class VLLMEngine(VLLMVerbs):
         if mix_strategy is None:
             mix_strategy = _default_strategy(on_cpu)
         if mix_strategy not in MIX_STRATEGIES:
-            raise ValueError(f"`mix_strategy` must be one of {', '.join(MIX_STRATEGIES)}, got {mix_strategy!r}.")
+            raise UsageError(f"`mix_strategy` must be one of {', '.join(MIX_STRATEGIES)}, got {mix_strategy!r}.")
         if on_cpu:
             options = {**_ON_CPU, **options}
             if max_model_len is not None:
@@ -238,7 +239,7 @@ def check_vllm() -> None:
         ImportError: if vLLM is not installed; says how to install it.
     """
     if find_spec("vllm") is None:
-        raise ImportError(
+        raise MissingPackageError(
             "Rolling out with vLLM needs the package: `pip install trl-exbias[vllm]` on a machine with a GPU, or set "
             "`rollout_engine='transformers'`."
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig
 
+from ..errors import UsageError
 from ..files import flush, write_atomically
 from .run_stopped import NotWrittenError
 
@@ -153,7 +154,7 @@ def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | No
         folder = Path(wanted)
         problem = whole_problem(folder) if folder.is_dir() else "it is no folder"
         if problem is not None:
-            raise ValueError(
+            raise UsageError(
                 f"`resume_from_checkpoint={wanted}` cannot be resumed from: {problem}. Use `resume_from_checkpoint=True` for "
                 "the newest whole checkpoint."
             )
@@ -161,7 +162,7 @@ def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | No
     engine = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     if trainer.args.world_size > 1 and trainer.accelerator.device.type == "cpu" and not engine:
         # transformers 5.17 reads it with `map_location=cpu:0`, which torch does not know.
-        raise ValueError(
+        raise UsageError(
             "transformers cannot load an optimizer's state into several processes on CPUs. Resume under DeepSpeed, or on GPUs."
         )
     return str(folder)
@@ -175,7 +176,7 @@ def _check_same_run(folder: Path, identity: dict[str, Any]) -> None:
         if key not in PLAN_SETTINGS and made_by.get(key) != identity.get(key)
     ]
     if differing:
-        raise ValueError(
+        raise UsageError(
             f"{folder} was made by another run: {'; '.join(differing)}. Resume with the settings, the data and the number of "
             f"processes of that run, or start a new one from its weights: the model `{folder}`, another `output_dir`."
         )

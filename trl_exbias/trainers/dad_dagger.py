@@ -21,6 +21,7 @@ from trl.models.utils import _ForwardRedirection
 from ..branches import GOLD, Branch, lay_out
 from ..data import Example
 from ..distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
+from ..errors import UsageError
 from ..joint_dataset import JointDataset
 from ..losses import LossTerm, kind_factors, sum_by_kind
 from ..modeling import LMHead, backbone, read_backbone
@@ -237,7 +238,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
                 logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
             return None
         if source is None:
-            raise ValueError(
+            raise UsageError(
                 f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or set "
                 "`alpha=1` for hard labels alone (DaD)."
             )
@@ -254,16 +255,16 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
         top_k = self.args.teacher_top_k
         if top_k is not None and top_k > self.shared_vocab:
-            raise ValueError(f"`teacher_top_k={top_k}` is above the {self.shared_vocab} tokens of the vocabulary.")
+            raise UsageError(f"`teacher_top_k={top_k}` is above the {self.shared_vocab} tokens of the vocabulary.")
         check_router(self.args, self.model.config)
         excluded = LMHead(self.model).vocab_size - self.shared_vocab
         if self.args.rollout_engine == "vllm" and excluded > MAX_EXCLUDED:
-            raise ValueError(
+            raise UsageError(
                 f"The student has {excluded} logits more than the teacher; vLLM leaves out {MAX_EXCLUDED} tokens at most. Set "
                 "`rollout_engine='transformers'`."
             )
         if hasattr(LMHead(self.model).projection, "lora_A"):
-            raise ValueError(
+            raise UsageError(
                 "LoRA on the LM head is not supported together with soft labels: leave it out of `target_modules` (or put "
                 "it into `modules_to_save`)."
             )
@@ -346,7 +347,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
 def _check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> None:
     if args.trainable_modules and (peft_config is not None or hasattr(model, "peft_config")):
-        raise ValueError(
+        raise UsageError(
             "`trainable_modules` and LoRA exclude each other: an adapter's own settings (`target_modules`, "
             "`layers_to_transform`) say what it trains."
         )
@@ -372,7 +373,7 @@ def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None
         coefficient = getattr(text, "router_aux_loss_coef", 0.0)
     # As TRL 1.16 decides it: `output_router_logits` in the model's configuration is overridden.
     if hasattr(text, "output_router_logits") and coefficient != 0:
-        raise ValueError(
+        raise UsageError(
             "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "
             f"`router_aux_loss_coef=0` (it is {coefficient}), or `alpha=1` for hard labels alone."
         )
@@ -383,7 +384,7 @@ def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig |
     limit = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
     length = args.context_length + args.rollout_length
     if limit is not None and length > limit:
-        raise ValueError(
+        raise UsageError(
             f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
             f"{args.rollout_length}); the {name} has {limit} positions. Lower them."
         )

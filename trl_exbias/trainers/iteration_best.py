@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..errors import UsageError
 from .run_directory import ITERATION_BEST
 
 
@@ -34,13 +35,13 @@ class IterationBest(TrainerCallback):
     def __init__(self, trainer: "IterativeSFTTrainer"):
         self.trainer = trainer
         if isinstance(trainer.eval_dataset, dict) and trainer.args.metric_for_best_model is None:
-            raise ValueError(
+            raise UsageError(
                 f"`iteration_patience` needs to know which of the evaluation sets counts ({', '.join(trainer.eval_dataset)}): "
                 f"set `metric_for_best_model`, e.g. to `{next(iter(trainer.eval_dataset))}_loss`, or `iteration_patience` to "
                 "None."
             )
         if trainer.args.eval_strategy != "no" and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-            raise ValueError(
+            raise UsageError(
                 "`iteration_patience` is not supported with DeepSpeed or FSDP: the best weights of an iteration could not be "
                 "put back into a partitioned model. Set it to None."
             )
@@ -88,7 +89,7 @@ class IterationBest(TrainerCallback):
             return
         folder = self.folder / f"step-{best}"
         if not folder.is_dir():
-            raise ValueError(
+            raise UsageError(
                 f"{folder}, the best weights of iteration {iteration}, is missing. Restore it, or resume from a checkpoint "
                 f"before step {best}."
             )

@@ -24,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from ..branches import OWN_COLUMNS, PROMPT, ROW, Branch
 from ..data import Example
 from ..data_checks import check_responses, check_tokenizer, check_train_dataset, readable_parts
+from ..errors import UsageError
 from ..fingerprint import rows_fingerprint
 from ..generation_config import make_saveable
 from ..joint_dataset import JointDataset
@@ -138,12 +139,12 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
             check_vllm()
         for name, value in (("data_collator", data_collator), ("compute_loss_func", kwargs.get("compute_loss_func"))):
             if value is not None:
-                raise ValueError(
+                raise UsageError(
                     f"`{name}` is not supported together with branches, which have their own layout and loss. To change the "
                     f"loss, subclass {type(self).__name__} and override `score_branches`."
                 )
         if train_dataset is None:
-            raise ValueError("`train_dataset` is required.")
+            raise UsageError("`train_dataset` is required.")
         train_dataset, eval_dataset = readable_parts(train_dataset, eval_dataset)
         num_embeddings = known_num_embeddings(model, args)
         form = check_train_dataset(
@@ -341,7 +342,7 @@ class IterativeSFTTrainer(PreparingSFTTrainer):
         """
         self.processes = Processes(self.accelerator, Path(self.args.output_dir))
         if not (self.processes.share_files or self.args.save_on_each_node or self.args.save_strategy == "no"):
-            raise ValueError(
+            raise UsageError(
                 f"The nodes do not share `output_dir={self.args.output_dir}`: set `save_on_each_node=True`, or choose a folder "
                 "on a shared file system."
             )

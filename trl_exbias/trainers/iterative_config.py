@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from ..conversations import TEMPLATE_KWARGS, template_kwargs_of
+from ..errors import UsageError, UsageTypeError
 from ..rollouts.vllm_verbs import MIX_STRATEGIES
 
 
@@ -155,7 +156,7 @@ class IterativeSFTConfig(SFTConfig):
         problems = self.problems()
         if problems:
             lines = "\n".join(f"- {problem}" for problem in problems)
-            raise ValueError(f"{type(self).__name__}: {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
+            raise UsageError(f"{type(self).__name__}: {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
         if self.bf16 is None and not self.fp16 and not torch.accelerator.is_available():
             self.bf16 = False
         super().__post_init__()
@@ -246,7 +247,7 @@ class IterativeSFTConfig(SFTConfig):
         if isinstance(args, cls):
             return args
         if isinstance(args, IterativeSFTConfig):
-            raise TypeError(f"{trainer.__name__} takes a {cls.__name__}, got a {type(args).__name__}.")
+            raise UsageTypeError(f"{trainer.__name__} takes a {cls.__name__}, got a {type(args).__name__}.")
         own = {f.name for f in fields(cls) if f.init}
         config = cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init and f.name in own})
         for name, value in vars(args).items():  # what a subclass of TRL's has besides

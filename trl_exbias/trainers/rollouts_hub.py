@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, HfApi, ModelCard
 
+from ..errors import UsageError
 from ..rollouts.store import MANIFEST, SHARDS, RolloutStore
 from .markdown import hub_link, plain, table
 from .run_directory import ROLLOUTS, RUN_FILE, redact
@@ -98,7 +99,7 @@ def _read(run_dir: Path) -> dict[str, tuple[dict[str, Any], Dataset]]:
         else:
             logger.warning(f"{folder} is left out: its rollouts are not complete.")
     if not found:
-        raise ValueError(f"{run_dir} holds no complete rollouts (a folder {ROLLOUTS}/iteration-<k> with a {MANIFEST}).")
+        raise UsageError(f"{run_dir} holds no complete rollouts (a folder {ROLLOUTS}/iteration-<k> with a {MANIFEST}).")
     return found
 
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..errors import UsageError
 from ..files import write_atomically
 from .run_stopped import NotWrittenError
 
@@ -52,7 +53,7 @@ def check_output_dir(output_dir: str, resume: bool, overwrite: bool) -> None:
     """
     traces = _traces(output_dir)
     if traces and not resume and not overwrite:
-        raise ValueError(
+        raise UsageError(
             f"`output_dir={output_dir}` already holds a run ({', '.join(path.name for path in traces)}). Continue it with "
             "`resume_from_checkpoint=True`, start over with `overwrite_output_dir=True`, or choose another `output_dir`."
         )

@@ -4,6 +4,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
+from ..errors import UsageError
+
 
 def restarting_schedule(
     args: TrainingArguments, optimizer: torch.optim.Optimizer, segments: list[tuple[int, int]]
@@ -29,7 +31,7 @@ def restarting_schedule(
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
         if not isinstance(piece, LambdaLR):
-            raise ValueError(
+            raise UsageError(
                 f"`restart_lr_schedule` needs a schedule that is planned ahead; `{args.lr_scheduler_type}` follows the "
                 "metrics instead. Choose another `lr_scheduler_type`, or leave `restart_lr_schedule` off."
             )

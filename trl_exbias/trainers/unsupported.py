@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from accelerate.utils import DistributedType, DynamoBackend, parse_flag_from_env
 
+from ..errors import UsageError
 from ..modeling import LMHead
 from .vllm_phase import engine_processes
 
@@ -20,23 +21,23 @@ def reject_unsupported(trainer: "IterativeSFTTrainer") -> None:
         ValueError: says what it is and what to do.
     """
     if getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ValueError(
+        raise UsageError(
             "Prompt-learning adapters (prefix or prompt tuning) are not supported: their virtual tokens have no place "
             "in a row of branches. Use LoRA."
         )
     share, processes = engine_processes(trainer.args), trainer.args.world_size
     if processes % share:
-        raise ValueError(f"`vllm_tensor_parallel_size={share}` must divide the {processes} training processes.")
+        raise UsageError(f"`vllm_tensor_parallel_size={share}` must divide the {processes} training processes.")
     parallelism = trainer.accelerator.parallelism_config
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        raise ValueError("Context and sequence parallelism are not supported together with branches.")
+        raise UsageError("Context and sequence parallelism are not supported together with branches.")
     _reject_other_engine(trainer)
     _reject_compiled(trainer)
     _reject_reentrant_checkpointing(trainer)
     if trainer.accelerator.is_fsdp2 and hasattr(trainer.model, "peft_config") and _trains_head(trainer):
         # accelerate 1.15 puts the head of a PEFT model into a unit of its own (`_find_final_norm` finds no norm to go with
         # it), so TRL 1.16's fused head reads it with `full_tensor`, whose backward gives each process its own rows' gradient.
-        raise ValueError(
+        raise UsageError(
             "An adapter that trains the LM head (`modules_to_save`) is not supported under FSDP2: the head's gradient would "
             "not be averaged over the processes. Leave the head out, or use DeepSpeed's ZeRO or DDP."
         )
@@ -46,18 +47,18 @@ def _reject_other_engine(trainer: "IterativeSFTTrainer") -> None:
     """accelerate 1.15 leaves out an engine that it cannot use, without a word: every process would hold a whole model."""
     args = trainer.args
     if args.deepspeed and not trainer.is_deepspeed_enabled:
-        raise ValueError(
+        raise UsageError(
             "DeepSpeed was asked for but is not in use: `accelerate launch --cpu` (or ACCELERATE_USE_CPU) leaves it out. "
             "Launch with `accelerate launch --use_deepspeed` and, without a GPU, `use_cpu=True`."
         )
     wants_fsdp = args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if wants_fsdp and args.world_size > 1 and not trainer.is_fsdp_enabled:
-        raise ValueError(
+        raise UsageError(
             "FSDP was asked for but is not in use: accelerate has it for GPUs and other accelerators alone. Without one, use "
             "DeepSpeed's ZeRO or DDP."
         )
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        raise ValueError(
+        raise UsageError(
             "FSDP1 is not supported: rollouts run parts of the model on their own. Use FSDP2: `fsdp_version: 2` in "
             "accelerate's configuration (`fsdp_config={'version': 2}`)."
         )
@@ -71,7 +72,7 @@ def _reject_compiled(trainer: "IterativeSFTTrainer") -> None:
     if trainer.accelerator.state.dynamo_plugin.backend == DynamoBackend.NO:
         return
     if getattr(trainer, "teacher", None) is not None:
-        raise ValueError(
+        raise UsageError(
             "`torch_compile` is not supported together with soft labels: their loss does not run the compiled forward. Set "
             "it to False (or `alpha=1`, which uses hard labels alone)."
         )
@@ -88,7 +89,7 @@ def _reject_reentrant_checkpointing(trainer: "IterativeSFTTrainer") -> None:
         and trainer.accelerator.distributed_type not in others
         and args.ddp_find_unused_parameters is not False
     ):
-        raise ValueError(
+        raise UsageError(
             "Reentrant gradient checkpointing of an adapter's model does not go with DDP's search for unused parameters: set "
             "`ddp_find_unused_parameters=False`, or `gradient_checkpointing_kwargs={'use_reentrant': False}`."
         )

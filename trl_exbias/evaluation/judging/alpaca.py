@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import MissingPackageError, UsageError
 from ..figures import Figure
 from .client import JudgeClient
 from .requests import JudgeAnswer, Judged, JudgeRequest, Message
@@ -152,7 +153,7 @@ def _package():
     try:
         import alpaca_eval
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"AlpacaEval's win rates need the package `alpaca-eval` ({error}): pip install 'trl-exbias[alpaca]'. For a win "
             "rate that allows for length without it, on any prompts, use `win_rate`."
         ) from error
@@ -163,7 +164,7 @@ def _check(items: Sequence[Judged]) -> None:
     check_ids(items)
     for item in items:
         if not re.fullmatch("0|[1-9][0-9]*", item.id) or int(item.id) >= NUM_PROMPTS:
-            raise ValueError(
+            raise UsageError(
                 f"The id {item.id!r} is none of AlpacaEval's prompts, which go from '0' to '{NUM_PROMPTS - 1}' in the order "
                 "of its file. Its length-controlled win rate is defined for those only; elsewhere use `win_rate`."
             )

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+from ...errors import UsageError
 from .requests import JudgeAnswer
 
 
@@ -28,7 +29,7 @@ class AnswerCache:
         self.path = None if path is None else Path(path)
         self._answers: dict[str, JudgeAnswer] = {}
         if self.path is not None and self.path.is_dir():
-            raise ValueError(
+            raise UsageError(
                 f"The cache of answers {self.path} is a folder; give a file, e.g. {self.path / 'judge.jsonl'}."
             )
         if self.path is not None and self.path.exists():

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ...errors import UsageError
 from .cache import AnswerCache
 from .endpoint import Endpoint, JudgeError
 from .estimate import Estimate, estimate
@@ -80,24 +81,24 @@ class JudgeClient:
     ):
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(
+            raise UsageError(
                 f"`base_url` {base_url!r} is not the address of an endpoint, e.g. http://localhost:8000/v1."
             )
         if address.username or address.password:
-            raise ValueError(f"`base_url` holds a password; put the key into the environment variable `{api_key_env}`.")
+            raise UsageError(f"`base_url` holds a password; put the key into the environment variable `{api_key_env}`.")
         if not model:
-            raise ValueError("`model` is empty; give the judge's name as its endpoint calls it.")
+            raise UsageError("`model` is empty; give the judge's name as its endpoint calls it.")
         for name, value, least in (
             ("max_concurrency", max_concurrency, 1),
             ("max_tokens", max_tokens, 1),
             ("max_retries", max_retries, 0),
         ):
             if value < least:
-                raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
+                raise UsageError(f"`{name}` is {value}; it must be at least {least}.")
         if timeout <= 0:
-            raise ValueError(f"`timeout` is {timeout}; it must be above 0 seconds.")
+            raise UsageError(f"`timeout` is {timeout}; it must be above 0 seconds.")
         if (prompt_price is None) != (completion_price is None):
-            raise ValueError("Give both `prompt_price` and `completion_price`, for a million tokens, or neither.")
+            raise UsageError("Give both `prompt_price` and `completion_price`, for a million tokens, or neither.")
         prices = None if prompt_price is None else (prompt_price, completion_price)
         self.base_url = base_url
         self.model = model

@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+from ...errors import MissingPackageError
 from .requests import JudgeAnswer, JudgeRequest
 
 
@@ -35,7 +36,7 @@ class Endpoint:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
-            raise ImportError("Judges need the package `openai`: pip install 'trl-exbias[eval]'.") from error
+            raise MissingPackageError("Judges need the package `openai`: pip install 'trl-exbias[eval]'.") from error
         self.base_url = base_url
         self.model = model
         self.max_retries = max_retries

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...errors import UsageError
 from ..figures import Figure
 from .client import JudgeClient
 from .endpoint import JudgeError
@@ -112,14 +113,14 @@ def geval_requests(
 def _check(items: Sequence[Judged], criteria: Criteria, scoring: str, num_samples: int) -> None:
     check_ids(items)
     if scoring not in SCORINGS:
-        raise ValueError(f"`scoring` is {scoring!r}; it must be one of {', '.join(SCORINGS)}.")
+        raise UsageError(f"`scoring` is {scoring!r}; it must be one of {', '.join(SCORINGS)}.")
     if scoring == "logprobs" and criteria.scale[1] > 9:
-        raise ValueError(
+        raise UsageError(
             f"The scale of {criteria.name} goes to {criteria.scale[1]}; scores of two digits have no token of their own. "
             "Use a scale up to 9, or `scoring='samples'`."
         )
     if num_samples < 1:
-        raise ValueError(f"`num_samples` is {num_samples}; it must be at least 1.")
+        raise UsageError(f"`num_samples` is {num_samples}; it must be at least 1.")
 
 
 def _template() -> JudgeTemplate:

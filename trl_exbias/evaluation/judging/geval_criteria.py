@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ...errors import UsageError
 from .requests import fingerprint
 
 
@@ -33,18 +34,18 @@ class Criteria:
     def __post_init__(self):
         for field in ("name", "description"):
             if not isinstance(getattr(self, field), str) or not getattr(self, field).strip():
-                raise ValueError(f"`{field}` must be a text.")
+                raise UsageError(f"`{field}` must be a text.")
         for field in ("criteria", "steps", "scale"):
             if not isinstance(getattr(self, field), (list, tuple)):
-                raise ValueError(f"`{field}` must be a list.")
+                raise UsageError(f"`{field}` must be a list.")
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not self.criteria or not all(isinstance(line, str) for line in (*self.criteria, *self.steps)):
-            raise ValueError(
+            raise UsageError(
                 "`criteria` must be a list of one text or more, `steps` a list of texts (quote those with `: `)."
             )
         whole = len(self.scale) == 2 and all(type(end) is int for end in self.scale)
         if not whole or not 0 <= self.scale[0] < self.scale[1]:
-            raise ValueError(f"`scale` is {list(self.scale)}; it must be two whole numbers from 0, e.g. [1, 5].")
+            raise UsageError(f"`scale` is {list(self.scale)}; it must be two whole numbers from 0, e.g. [1, 5].")
 
     @property
     def id(self) -> str:
@@ -75,18 +76,18 @@ def read_criteria(source: "str | Path | Criteria") -> Criteria:
         text = Path(source).read_text(encoding="utf-8")
     else:
         names = ", ".join(named_criteria())
-        raise ValueError(
+        raise UsageError(
             f"{str(source)!r} are no criteria of G-Eval: give one of {names}, or the path of a .yaml file."
         )
     try:
         return _from_mapping(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"The criteria {source} cannot be used: {error}") from error
+        raise UsageError(f"The criteria {source} cannot be used: {error}") from error
 
 
 def _from_mapping(fields: Any) -> Criteria:
     known, needed = set(Criteria.__dataclass_fields__), {"name", "description", "criteria"}
     if not isinstance(fields, dict) or not needed <= set(fields) <= known:
         given = f"it has {', '.join(map(str, fields))}" if isinstance(fields, dict) else "it is no mapping"
-        raise ValueError(f"the file needs {', '.join(sorted(needed))} and may have scale, steps; {given}.")
+        raise UsageError(f"the file needs {', '.join(sorted(needed))} and may have scale, steps; {given}.")
     return Criteria(**fields)

@@ -11,6 +11,7 @@ import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from ...errors import UsageError
 from .requests import Message
 
 
@@ -44,20 +45,20 @@ class JudgeTemplate:
             text = Path(source).read_text(encoding="utf-8")
         else:
             allowed = "".join(f"`{name}`, " for name in sorted(named))
-            raise ValueError(f"{str(source)!r} is no template of a judge: give {allowed}or the path of a .jinja file.")
+            raise UsageError(f"{str(source)!r} is no template of a judge: give {allowed}or the path of a .jinja file.")
         name = Path(source).name.removesuffix(".jinja")
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         try:
             mentioned = meta.find_undeclared_variables(environment.parse(text))
             self._template = environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(
+            raise UsageError(
                 f"The judge's template {source} is not valid jinja: {error} (line {error.lineno})."
             ) from error
         if mentioned != set(variables):
             listed = ", ".join(f"`{{{{ {variable} }}}}`" for variable in sorted(variables))
             differing = ", ".join(sorted(mentioned ^ set(variables)))
-            raise ValueError(f"The judge's template {source} must mention exactly {listed}; look at: {differing}.")
+            raise UsageError(f"The judge's template {source} must mention exactly {listed}; look at: {differing}.")
         self.id = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def messages(self, texts: Mapping[str, str], **values: Any) -> tuple[Message, ...]:

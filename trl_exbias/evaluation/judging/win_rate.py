@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import UsageError
 from ..figures import Figure
 from .client import JudgeClient
 from .length_adjusted import length_adjusted_win_rate
@@ -105,7 +106,7 @@ def check_ids(items: Sequence[Judged]) -> None:
     ids = [item.id for item in items]
     if len(set(ids)) < len(ids):
         twice = next(id for id in ids if ids.count(id) > 1)
-        raise ValueError(f"Two prompts have the id {twice!r}; figures are kept by id, so each needs its own.")
+        raise UsageError(f"Two prompts have the id {twice!r}; figures are kept by id, so each needs its own.")
 
 
 def model_is_first(seed: int, id: str) -> bool:

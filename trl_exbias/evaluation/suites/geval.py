@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ...errors import UsageError
 from ..figures import Figure
 from ..options import EvaluationOptions
 from ..work import Work
@@ -22,7 +23,7 @@ def _check(options: EvaluationOptions) -> None:
     from ..judging.geval_criteria import named_criteria, read_criteria
 
     if options.criteria is None:
-        raise ValueError(f"`geval` needs --criteria: one of {', '.join(named_criteria())}, or a .yaml file of yours.")
+        raise UsageError(f"`geval` needs --criteria: one of {', '.join(named_criteria())}, or a .yaml file of yours.")
     read_criteria(options.criteria)
 
 

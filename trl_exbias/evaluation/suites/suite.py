@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import MissingPackageError
 from ..figures import Figure
 from ..subject import Sampling
 
@@ -59,6 +60,6 @@ class Suite:
         """
         for module, extra in self.packages.items():
             if find_spec(module) is None:
-                raise ImportError(
+                raise MissingPackageError(
                     f"The suite `{self.name}` needs the package `{module}`: `pip install trl-exbias[{extra}]`."
                 )
