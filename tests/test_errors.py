@@ -99,8 +99,9 @@ def test_only_a_full_disk_asks_for_room():
     assert "Make room" not in str(other) and "ValueError: top_p is set" in str(other)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    command = f"{sys.executable} -m trl_exbias.cli.main recipes list | head -n 1"
+@pytest.mark.parametrize("command", ["recipes list", "--help", "check --help"])
+def test_a_reader_that_has_seen_enough_is_no_error(command):
+    command = f"{sys.executable} -m trl_exbias.cli.main {command} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""

@@ -28,7 +28,14 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        with closed_pipe_is_no_error():
+            return _run(sys.argv[1:] if argv is None else argv)
+    except ExbiasError as error:
+        return exit_with(error)
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: exbias COMMAND …\n")
         for name, what in COMMANDS.items():
@@ -41,11 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    try:
-        with closed_pipe_is_no_error():
-            return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
-    except ExbiasError as error:
-        return exit_with(error)
+    return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
 
 
 if __name__ == "__main__":
