@@ -95,6 +95,7 @@ def _run(arm, model, tokenizer, rows, response_length, epochs, seed, teacher):
     own = {
         "max_new_tokens": response_length,
         "rollout_length": response_length,
+        "context_length": 1,  # rows bring their contexts: their prompts
         "correction_template": REFERENCE_TEMPLATE,
     }
     settings = {**_SHARED, **{key: value for key, value in own.items() if key in known}, **arm.settings}
