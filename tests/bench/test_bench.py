@@ -86,7 +86,7 @@ def test_too_few_tokens_are_refused_with_what_the_rollouts_take():
 
 def test_a_cell_is_run_once_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("trl_exbias.bench.run.START_TOKENS", {"walk": 20_000})
-    arms = (ARMS[0], own_arm("trl_exbias:BASHTrainer beta=0.3"), ARMS[7])
+    arms = (ARMS[0], own_arm("examples.own_method:HalfwayTrainer num_iterations=2"), ARMS[7])
     bench = Bench(tmp_path, ("walk",), arms, Sizes(seeds=2, rows=128, held_out=32, teacher_rows=128, arm_tokens=20_000))
     _make_teacher(bench, "walk")
     for cell in bench.cells():
@@ -98,11 +98,11 @@ def test_a_cell_is_run_once_and_reported(tmp_path, monkeypatch):
     assert len(bench.results()) == 6 and len(bench.starts()) == 2
     report, page, data = write_report(bench.results(), bench.starts(), tmp_path)
     values = json.loads(data.read_text(encoding="utf-8"))["walk"]
-    assert list(values) == ["start", "sft", "BASHTrainer-beta-0.3", "kd"]
+    assert list(values) == ["start", "sft", "HalfwayTrainer-num_iterations-2", "kd"]
     by_seed = {arm: values[arm]["kl_own"]["by_seed"] for arm in values}
     differences = [by_seed["kd"][seed] - by_seed["sft"][seed] for seed in ("0", "1")]
     assert values["kd"]["kl_own"]["difference"]["mean"] == pytest.approx(sum(differences) / 2)
-    assert "BASHTrainer-beta-0.3" in report.read_text(encoding="utf-8")
+    assert "HalfwayTrainer-num_iterations-2" in report.read_text(encoding="utf-8")
     assert "<td" in page.read_text(encoding="utf-8")
 
 
