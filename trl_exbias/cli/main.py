@@ -19,6 +19,7 @@ COMMANDS = {
     "measure": "perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
     "evaluate": "what models write: ROUGE, GSM8K, MATH, judges, embeddings, degeneration; and their exposure bias",
     "rollouts": "inspect, diff, export and push what a run has rolled out",
+    "bench": "does a method cure? every method at equal tokens on tasks whose true distribution is known",
     "compare": "several methods at equal compute, evaluated alike, in one report",
     "demo": "RAC, BASH and DaD-DAgger on an embedded model and its own data, on a CPU, in minutes",
     "recipes": "list, show or copy the shipped recipes",

@@ -1,0 +1,80 @@
+"""The arms of the bench: a trainer and its settings each, started from the same weights and given the same tokens."""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    Args:
+        name (`str`): In the report and in file names.
+        trainer (`str`): `module:Class`, an [`~trl_exbias.IterativeSFTTrainer`].
+        settings (`dict[str, Any]`): Of its configuration, besides those that all arms share.
+        has_teacher (`bool`): Whether it is given the task's teacher.
+        is_quick (`bool`): Whether it takes part in a quick bench.
+    """
+
+    name: str
+    trainer: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    has_teacher: bool = False
+    is_quick: bool = False
+
+    def trainer_class(self) -> type:
+        """
+        The class.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        module, _, name = self.trainer.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"`{self.trainer}` is no trainer: {error}. Expected `module:Class`.") from error
+
+
+#: What every other arm is compared with: as many tokens of SFT.
+BASELINE = "sft"
+_DISTILLATION = {"iteration_patience": None, "lr_scheduler_type": "linear", "cache_teacher": True}
+
+ARMS: tuple[Arm, ...] = (
+    Arm(BASELINE, "trl_exbias:IterativeSFTTrainer", {"num_iterations": 0}, is_quick=True),
+    Arm("bash-0.2", "trl_exbias:BASHTrainer", {"beta": 0.2}, is_quick=True),
+    Arm("bash-0.5", "trl_exbias:BASHTrainer", {"beta": 0.5, "num_iterations": 2}, is_quick=True),
+    Arm("bash-1", "trl_exbias:BASHTrainer", {"beta": 1.0, "num_iterations": 2}),
+    Arm("scheduled-sampling-0.5", "trl_exbias:ScheduledSamplingTrainer", {"beta": 0.5}),
+    Arm("rac", "trl_exbias:RACTrainer", {"num_iterations": 2}, is_quick=True),
+    Arm("spin", "trl_exbias:SPINTrainer", {"sft_weight": 1.0, "num_iterations": 2}),
+    Arm("kd", "trl_exbias:DaDDaggerTrainer", {"alpha": 0.0, "num_iterations": 1, **_DISTILLATION}, has_teacher=True),
+    Arm("imitkd", "trl_exbias:DaDDaggerTrainer", {"alpha": 0.0, **_DISTILLATION}, has_teacher=True),
+    Arm(
+        "dad-dagger-0.5",
+        "trl_exbias:DaDDaggerTrainer",
+        {"alpha": 0.5, **_DISTILLATION},
+        has_teacher=True,
+        is_quick=True,
+    ),
+    Arm("dad", "trl_exbias:DaDDaggerTrainer", {"alpha": 1.0, **_DISTILLATION}),
+)
+
+
+def own_arm(text: str) -> Arm:
+    """
+    An arm of a user's own: `my_module:MyTrainer`, with settings behind it, such as `my_module:MyTrainer beta=0.5`.
+
+    Raises:
+        ValueError: if it has another form.
+    """
+    trainer, *settings = text.split()
+    if ":" not in trainer or not all("=" in setting for setting in settings):
+        raise ValueError(
+            f"`{text}` is no method. Expected `module:Trainer`, and behind it `setting=value` where wanted."
+        )
+    values = {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in settings)}
+    name = "-".join([trainer.split(":")[1], *(setting.replace("=", "-") for setting in settings)])
+    return Arm(name, trainer, values)
