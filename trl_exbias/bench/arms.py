@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from ..errors import UsageError
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -35,7 +37,7 @@ class Arm:
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"`{self.trainer}` is no trainer: {error}. Expected `module:Class`.") from error
+            raise UsageError(f"`{self.trainer}` is no trainer: {error}. Expected `module:Class`.") from error
 
 
 #: What every other arm is compared with: as many tokens of SFT.
@@ -72,7 +74,7 @@ def own_arm(text: str) -> Arm:
     """
     trainer, *settings = text.split()
     if ":" not in trainer or not all("=" in setting for setting in settings):
-        raise ValueError(
+        raise UsageError(
             f"`{text}` is no method. Expected `module:Trainer`, and behind it `setting=value` where wanted."
         )
     values = {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in settings)}

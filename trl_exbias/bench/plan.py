@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .arms import ARMS, BASELINE, Arm, own_arm
 from .tasks import TASKS
 
@@ -125,7 +126,7 @@ def plan_bench(
 def _check_names(what: str, names: list[str], known: dict[str, Any]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"There is no {what} `{unknown[0]}`. There are {', '.join(known)}.")
+        raise UsageError(f"There is no {what} `{unknown[0]}`. There are {', '.join(known)}.")
 
 
 def _check_folder(bench: Bench) -> None:
@@ -133,7 +134,7 @@ def _check_folder(bench: Bench) -> None:
     if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != (wanted := bench.settings()):
         other = [key for key in wanted["sizes"] if found["sizes"].get(key) != wanted["sizes"][key] and key != "seeds"]
         if other or found["start_tokens"] != wanted["start_tokens"]:
-            raise ValueError(
+            raise UsageError(
                 f"{bench.output} holds results of a bench with other sizes ({', '.join(other) or 'start_tokens'}). Choose "
                 "another `--output`."
             )

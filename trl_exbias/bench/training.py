@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback
 
 from ..comparing.compute import trained_tokens
+from ..errors import UsageError
 from .arms import Arm
 from .model import REFERENCE_TEMPLATE
 
@@ -72,7 +73,7 @@ def train(
     between = _logged(logs, _OFFLINE) * scale
     epochs = (num_tokens - between) / an_epoch
     if epochs <= 0:
-        raise ValueError(
+        raise UsageError(
             f"{num_tokens} tokens are too few for {arm.name}: its rollouts and labels alone take {between:.0f}."
         )
     trained, logs = run(dataset, epochs)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from ..errors import ExbiasError
+from .parser import Parser
 from .recipe import exit_with
 
 
@@ -28,7 +30,7 @@ def run(argv: list[str]) -> int:
 
     try:
         bench = plan_bench(options.output, options.task, options.method, options.seeds, options.quick)
-    except ValueError as error:
+    except ExbiasError as error:
         return exit_with(error)
     from ..bench.run import run_bench
 
@@ -61,7 +63,7 @@ def _report(bench) -> list[Path]:
 def _parser() -> argparse.ArgumentParser:
     from ..bench.names import METHODS, TASK_NAMES
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="exbias bench",
         description=_DESCRIPTION,
         epilog=_EPILOG,
