@@ -85,9 +85,14 @@ REFUSED = {
     "an `IterableDataset`": (made(plain_pairs().to_iterable_dataset()), "`IterableDataset` cannot be rolled out"),
     "a data set with images": (made(PICTURES), "images"),
     "prompt, prefix or P-tuning": (made(plain_pairs(), peft_config=TUNING), "Prompt-learning adapters .* Use LoRA"),
+    "a data set with a transform": (made(plain_pairs().with_transform(dict)), "has a transform .*`Dataset.map`"),
     "an empty response": (made(EMPTY), "empty response"),
     "a conversation that ends with the user": (made(QUESTIONS), "end with an assistant turn"),
     "a prompt that fills `max_length`": (made(LONG, settings={"max_length": 9}), "`max_length=9`"),
+    "an evaluation row without a response": (
+        made(plain_pairs(), eval_dataset=EMPTY),
+        "evaluation rows .*empty response",
+    ),
     "text or tokenised data for RAC and SPIN": [
         (made(TEXT, RACTrainer, RACConfig), "RACTrainer needs data in the form prompt-completion or messages"),
         (made(TEXT, SPINTrainer, SPINConfig), "SPINTrainer needs data in the form prompt-completion or messages"),
