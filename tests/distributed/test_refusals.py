@@ -34,7 +34,7 @@ from .runs import run
     ],
 )
 def test_two_processes_are_refused(method, engine, options, message, tmp_path):
-    with pytest.raises(AssertionError, match=f"ValueError: {message}"):
+    with pytest.raises(AssertionError, match=f"UsageError: {message}"):
         run(method, tmp_path, 2, engine, **options)
 
 
@@ -43,7 +43,7 @@ def test_fsdp1(tmp_path, monkeypatch):
     """What `accelerate launch --use_fsdp` sets where nobody says which one."""
     for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_SYNC_MODULE_STATES": "false"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(AssertionError, match="ValueError: FSDP1 is not supported"):
+    with pytest.raises(AssertionError, match="UsageError: FSDP1 is not supported"):
         run("bash", tmp_path, 2, "fsdp2", fsdp=None, fsdp_config=None)
 
 
@@ -52,5 +52,5 @@ def test_fsdp1(tmp_path, monkeypatch):
 def test_deepspeed_that_the_launcher_left_out(tmp_path, monkeypatch):
     """What `accelerate launch --cpu` sets."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    with pytest.raises(AssertionError, match="ValueError: DeepSpeed was asked for but is not in use"):
+    with pytest.raises(AssertionError, match="UsageError: DeepSpeed was asked for but is not in use"):
         run("bash", tmp_path, 1, "zero2")

@@ -27,7 +27,7 @@ def is_extension(trainer: "IterativeSFTTrainer", checkpoint: str) -> bool:
     Raises:
         ValueError: if a phase that is done would have been another, or the one that it is in would be shorter.
     """
-    record = json.loads(Path(checkpoint, WHOLE).read_text())
+    record = json.loads(Path(checkpoint, WHOLE).read_text(encoding="utf-8"))
     was, now = record["run"], run_identity(trainer)
     changed = [
         f"`{name}` was {was[name]!r} and is now {now[name]!r}" for name in PLAN_SETTINGS if was[name] != now[name]

@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Print
 from trl_exbias import BASHConfig, BASHTrainer, RACConfig, RACTrainer, SPINConfig, SPINTrainer
 from trl_exbias.comparing.compute import trained_tokens
 from trl_exbias.correction import CorrectionTemplate
-from trl_exbias.data import conversation_prompt_ids, stop_token_ids
 from trl_exbias.demo.embedded_model import embedded_model_folder
 from trl_exbias.demo.word_problems import word_problems
 from trl_exbias.evaluation import gsm8k_correct
 from trl_exbias.evaluation.bootstrap import bootstrap_interval
 from trl_exbias.evaluation.responses import response_cross_entropy
+from trl_exbias.prompts import conversation_prompt_ids
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
+from trl_exbias.stop_tokens import stop_token_ids
 
 from .common import QUIET, arguments, device, precision
 from .parts import data_folder
@@ -73,7 +74,6 @@ class Task:
         self.tokenizer = AutoTokenizer.from_pretrained(embedded_model_folder())
         is_dry = sizes["model"] is not None
         self.train, self.test = (_toy_rows if is_dry else _gsm8k_rows)(sizes["rows"], sizes["test_rows"])
-        self.stops: tuple[int, ...] = ()
 
     def base_model(self, seed: int) -> torch.nn.Module:
         """SmolLM2; in a dry run a tiny one with its vocabulary."""
@@ -144,7 +144,6 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     logs = trainer.state.log_history
-    task.stops = trainer.stop_token_ids
     consumed = {
         "trained": trained_tokens(logs),
         "generated": _logged(logs, "rollout/num_tokens"),
@@ -183,7 +182,7 @@ def measure(task: Task, model: torch.nn.Module) -> dict[str, Any]:
     """Greedy answers row by row, and cross-entropies."""
     prompts, gold = task.prompt_ids(task.test), task.gold_ids(task.test)
     mixed = torch.autocast("cuda", torch.bfloat16) if device().type == "cuda" else contextlib.nullcontext()
-    stops = task.stops or stop_token_ids(task.tokenizer, model.generation_config, None)
+    stops = stop_token_ids(task.tokenizer, model.generation_config, None)
     options = SamplingOptions(temperature=0, max_new_tokens=task.sizes["max_new_tokens"], stop_token_ids=stops)
     with mixed:
         engine = TransformersEngine(model, task.tokenizer.pad_token_id, task.sizes["rollout_batch_tokens"])
