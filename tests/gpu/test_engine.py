@@ -11,7 +11,7 @@ from ..rows import masks_for, random_rows
 from ..tiny import VOCAB_SIZE, tiny_model
 from .device import DEVICE, on_gpu_or_cpu
 from .models import HAS_SMOLLM2, mid_policy, more_precise, smollm2, smollm2_rows
-from .ties import Judge, assert_every_token_was_drawn
+from .ties import Judge, assert_every_token_was_drawn, is_ragged
 
 
 OPTIONS = SamplingOptions(seed=5, max_new_tokens=12, stop_token_ids=tuple(range(0, VOCAB_SIZE, 9)))
@@ -34,6 +34,12 @@ def rows():
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
     return tiny_model(request.param, **MODELS[request.param]).to(DEVICE)
+
+
+@pytest.mark.quick_on_cpu
+def test_rows_at_different_positions_are_taken_wherever_the_architecture_can(model):
+    name = model.config.model_type
+    assert [is_ragged(model, length) for length in (8, 60)] == [name != "bloom", name not in ("bloom", "mistral")]
 
 
 @pytest.mark.quick_on_cpu
@@ -84,6 +90,7 @@ def test_a_lora_policy_and_eager_attention_equal_the_reference(rows):
 def assert_larger(policy, prompts, references, options, pad: int, record) -> None:
     """Each verb against one pass over its result in float64: a tie is one within float32's rounding."""
     judge, engine = Judge(more_precise(policy), lambda ids: policy(ids).logits), TransformersEngine(policy, pad)
+    assert is_ragged(policy, max(map(len, prompts)) + max(map(len, references)))
     masks, greedy = masks_for(references, 0.2), SamplingOptions(temperature=0.0)
     mixed, sampled = engine.mix(prompts, references, masks, options), engine.sample(prompts, options)
     assert mixed != references

@@ -13,7 +13,7 @@ from ..rows import masks_for, random_rows
 from ..tiny import VOCAB_SIZE, tiny_model
 from .device import DEVICE, bf16_autocast, on_gpu_or_cpu
 from .models import HAS_SMOLLM2, mid_policy, more_precise, smollm2
-from .ties import Judge, assert_equal_but_for_ties, assert_every_token_was_drawn
+from .ties import Judge, assert_equal_but_for_ties, assert_every_token_was_drawn, is_ragged
 
 
 OPTIONS = SamplingOptions(seed=5, max_new_tokens=12, stop_token_ids=tuple(range(0, VOCAB_SIZE, 9)))
@@ -45,6 +45,7 @@ def test_tokens_are_the_references_but_for_ties(architecture, autocasts, rows, r
     model, precision, judge = policy_and_judge(tiny_model(architecture).to(DEVICE), autocasts)
     masks, engine = masks_for(rows[1], 0.4), TransformersEngine(model, 0, autocast=precision)
     with precision():
+        assert is_ragged(model, 60) == (architecture != "bloom")
         expected = {
             "mix": [reference.mix(model, *row, OPTIONS, i) for i, row in enumerate(zip(*rows, masks, strict=True))],
             "sample": [reference.sample(model, prompt, OPTIONS, i) for i, prompt in enumerate(rows[0])],
@@ -61,6 +62,8 @@ def assert_larger(policy, precision, judge, record, longest: int) -> None:
     masks, options = masks_for(references, 0.2), SamplingOptions(seed=9, max_new_tokens=on_gpu_or_cpu(64, 12))
     engine = TransformersEngine(policy, 0, autocast=precision)
     mixed, sampled = engine.mix(prompts, references, masks, options), engine.sample(prompts, options)
+    with precision():
+        assert is_ragged(policy, 2 * longest)
     record(
         drawn=sum(map(sum, masks)) + sum(map(len, sampled)),
         ties=assert_every_token_was_drawn(judge, prompts, mixed, masks, options)

@@ -63,8 +63,7 @@ def run(folder: Path, method: str, resume: int | None = None) -> Outcome:
     )
     made.train(resume_from_checkpoint=resume and str(folder / f"checkpoint-{resume}"))
     # What a resumed run has set aside is not its own.
-    phases = sorted(path for path in folder.glob("rollouts/iteration-*") if path.name.split("-")[-1].isdigit())
-    phases = [path for path in phases if "superseded" not in path.name]
+    phases = sorted(path for path in folder.glob("rollouts/iteration-*") if "superseded" not in path.name)
     rows = [row for path in phases for row in sorted(RolloutStore(path).read(), key=lambda row: row["example_id"])]
     assert bool(rows) == (method != "ScheduledSampling")
     return Outcome(logged(made, "loss"), [row["input_ids"] for row in rows], weights(made).cpu())

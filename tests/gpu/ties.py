@@ -5,10 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
+from trl_exbias.modeling import inference
 from trl_exbias.rollouts import SamplingOptions
+from trl_exbias.rollouts.cache_probe import Rows, rows_of
 from trl_exbias.rollouts.noise import add_gumbel_
 
 from ..reference.rollouts import noisy_scores
+
+
+def is_ragged(policy: torch.nn.Module, length: int) -> bool:
+    """Whether the engine sweeps, and batches rows of any length: else it decodes, slowly and right, and no token would tell."""
+    with inference(policy):
+        return rows_of(policy, length) is Rows.RAGGED
 
 
 #: Of the draws between a policy's two best tokens, so many at most are closer than rounding in any test here.
