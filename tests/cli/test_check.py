@@ -14,6 +14,7 @@ from trl_exbias.cli.main import main
 from trl_exbias.cli.recipe import RecipeError
 from trl_exbias.cli.recipes import names
 
+from ..families import family
 from ..tiny import VOCAB_SIZE, byte_tokenizer, tiny_model
 
 
@@ -206,6 +207,30 @@ def test_a_teacher_must_be_there_and_speak_the_students_tokens(check, recipe, fo
     assert status == 2 and "teacher: `alpha=0.5` needs a teacher" in messages(found)
     status, found = check(recipe(**dad(folder, context_length=5000)))
     assert status == 2 and "none of the first 10 documents has the 5008 tokens" in messages(found)
+
+
+@pytest.mark.parametrize("name", ["mamba", "qwen3_5"])
+def test_a_recurrent_model_is_planned_with_rows_of_their_own(check, recipe, tmp_path, name):
+    """Its branches cannot share a context, and it may have no attention whose memory could be counted."""
+    family(name).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    changes = {"model_name_or_path": str(tmp_path / "model"), "as_conversation": None}
+    status, found = check(recipe(**changes))
+    assert (status, found["errors"], found["warnings"]) == (0, [], [])
+    _, plain = check(recipe(as_conversation=None))
+    sft, joint = found["plan"]["phases"]
+    assert joint["tokens"] > plain["plan"]["phases"][1]["tokens"]
+    assert sft["tokens"] == plain["plan"]["phases"][0]["tokens"]
+
+
+def test_a_mixture_of_experts_beside_a_teacher_is_told_what_to_set(check, recipe, folder, tmp_path):
+    family("qwen3_moe").save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    options = dad(folder, model_name_or_path=str(tmp_path / "model"))
+    status, found = check(recipe(**options))
+    assert status == 2 and "set `router_aux_loss_coef=0` (it is 0.001)" in messages(found)
+    _, found = check(recipe(**options, router_aux_loss_coef=0.0))
+    assert "router_aux_loss_coef" not in messages(found)
 
 
 def test_what_a_hub_would_say_is_a_warning_and_strict_makes_it_a_failure(check, recipe):

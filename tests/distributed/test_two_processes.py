@@ -28,6 +28,7 @@ CASES = [
     *(case("bash-vllm", engine, slow=True) for engine in ("ddp", "zero3", "fsdp2")),
     *(case("bash-lora", engine, slow=engine != "fsdp2") for engine in ("ddp", "zero3", "fsdp2")),
     *(case("dad-dagger-lora", engine, slow=True) for engine in ("ddp", "zero3", "fsdp2")),
+    *(case("bash-recurrent", engine, slow=True) for engine in ("zero3", "fsdp2")),
     *(case(f"{method}-qlora", engine, slow=True) for method in ("bash", "dad-dagger") for engine in ("ddp", "fsdp2")),
     *(case("bash-vllm-lora", engine, slow=True) for engine in ("zero3", "fsdp2")),
 ]

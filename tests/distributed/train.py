@@ -33,6 +33,7 @@ from trl_exbias.fingerprint import weights_fingerprint
 from trl_exbias.modeling import backbone
 from trl_exbias.sharding import in_forward
 
+from ..families import family
 from ..tiny import conversations, tiny_model
 from ..trainers.runs import config, logged, trainer
 
@@ -42,6 +43,7 @@ TEXT = ["The fox went out on a chilly night, and ", "prayed to the moon to give 
 DAD = {"context_length": 8, "rollout_length": 4, "num_iterations": 2, "num_train_epochs": 1}
 METHODS = {
     "bash": (BASHTrainer, BASHConfig, {"beta": 0.3}),
+    "bash-recurrent": (BASHTrainer, BASHConfig, {"beta": 0.3}),
     # Two shards: one for each of two processes.
     "bash-vllm": (BASHTrainer, BASHConfig, {"beta": 0.3, "rollout_engine": "vllm"}),
     "rac": (RACTrainer, RACConfig, {"max_new_tokens": 12}),
@@ -59,6 +61,8 @@ def base_model(method: str):
     """What a method is tried on; DaD-DAgger with tied embeddings, which are one parameter in two modules."""
     if method.startswith("bash-vllm"):
         return tiny_model("mistral", head_dim=32)
+    if method == "bash-recurrent":
+        return family("recurrent_gemma")
     return tiny_model(tie_word_embeddings=method.startswith("dad-dagger"))
 
 
@@ -130,7 +134,8 @@ class Watch(TrainerCallback):
         prepare = done._prepare_inputs
         done._prepare_inputs = lambda inputs: self._look(prepare(inputs))
         if not done.args.torch_compile:
-            layer = backbone(done.model).layers[0].mlp
+            layer = backbone(done.model).layers[0]
+            layer = getattr(layer, "mlp", None) or layer.mlp_block
             layer.register_forward_pre_hook(self._count)
 
     def _look(self, inputs: dict) -> dict:

@@ -6,7 +6,7 @@ from trl_exbias.evaluation import exposure_bias, exposure_bias_from, perplexity
 from trl_exbias.evaluation.bootstrap import bootstrap_interval
 
 from ..reference import exposure_bias as reference
-from ..tiny import tiny_model
+from ..tiny import VOCAB_SIZE, tiny_model
 
 
 SMALL = 4
@@ -51,6 +51,12 @@ def test_a_model_that_is_its_own_teacher_has_no_excess_error(model):
     found = exposure_bias(model, [[0, 1, 2, 3] * 4], 3, 3, num_samples=2, teacher=model)
     assert found.excess_error == pytest.approx([0, 0, 0], abs=1e-6)
     assert found.accumulated_excess_error == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+def test_a_model_padded_beyond_its_teacher_runs_on_tokens_that_both_have():
+    padded, teacher = tiny_model(vocab_size=VOCAB_SIZE + 200), tiny_model(seed=7)
+    measured = exposure_bias(padded, [list(range(40))], 8, 6, num_samples=4, seed=0, teacher=teacher)
+    assert len(measured.excess_error) == 6
 
 
 def test_teacher_forced_is_the_plain_cross_entropy(model):

@@ -26,6 +26,10 @@ def test_top_p_keeps_the_token_that_crosses_the_line():
     assert kept(logits, top_p=1e-9) == [True, False, False, False]
 
 
+def test_excluded_tokens_are_gone_before_anything_else():
+    assert kept([1.0, 5.0, 2.0], excluded_token_ids=(1,), top_k=1) == [False, False, True]
+
+
 def test_temperature_divides():
     filtered = filter_logits_(torch.tensor([[1.0, 4.0]]), SamplingOptions(temperature=2.0))
     assert filtered.tolist() == [[0.5, 2.0]]

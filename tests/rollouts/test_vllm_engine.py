@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,14 @@ class TestVerbs:
         expected = own.sample(rows[0], GREEDY)
         assert engines["continue"].sample(rows[0], GREEDY) == expected
         assert len(set(map(len, expected))) > 1, "rows that end at different lengths are what is tested"
+
+    def test_excluded_tokens_are_never_drawn(self, engines, own, rows):
+        usual = own.sample(rows[0], GREEDY)
+        excluded = tuple({token for row in usual for token in row})
+        options = replace(GREEDY, excluded_token_ids=excluded)
+        expected = own.sample(rows[0], options)
+        assert engines["continue"].sample(rows[0], options) == expected
+        assert not {token for row in expected for token in row} & set(excluded)
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
     @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])

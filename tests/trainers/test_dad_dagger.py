@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
 from trl_exbias.rollouts.store import RolloutStore
 
+from ..families import family
 from ..reference import dad_dagger as reference
 from ..tiny import VOCAB_SIZE, byte_tokenizer, conversations, plain_pairs, tiny_model
 from .runs import config, logged, trainer, weights
@@ -374,6 +375,30 @@ def test_padded_embeddings_of_the_same_tokens_are_sliced(tmp_path, caplog):
     done = run(tmp_path, teacher=tiny_model(seed=7, vocab_size=VOCAB_SIZE + 5), num_iterations=1)
     assert "the padding beyond" in caplog.text
     assert done.shared_vocab == VOCAB_SIZE
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_student_padded_beyond_its_teacher_draws_what_they_share(tmp_path, cache):
+    """Rows of its embeddings that stand for no token, but are as probable as any."""
+    student = tiny_model(vocab_size=VOCAB_SIZE + 200)
+    made = make(tmp_path, model=student, teacher=tiny_model(seed=7), cache_teacher=cache)
+    excluded = made.sampling_options(0).excluded_token_ids
+    assert excluded == tuple(range(VOCAB_SIZE, VOCAB_SIZE + 200))
+    made.train()
+    drawn = [token for row in RolloutStore(tmp_path / "rollouts" / "iteration-2").read() for token in row["input_ids"]]
+    assert drawn and max(drawn) < VOCAB_SIZE
+
+
+def test_without_a_teacher_every_token_may_be_drawn(tmp_path):
+    made = make(tmp_path, model=tiny_model(vocab_size=VOCAB_SIZE + 200), alpha=1.0)
+    assert made.sampling_options(0).excluded_token_ids == ()
+
+
+def test_a_mixture_of_experts_names_the_setting_that_makes_it_train(tmp_path):
+    with pytest.raises(ValueError, match=r"`router_aux_loss_coef=0` \(it is 0.001\), or `alpha=1`"):
+        make(tmp_path, model=family("qwen3_moe"))
+    done = run(tmp_path, model=family("qwen3_moe"), router_aux_loss_coef=0.0, num_iterations=1, num_train_epochs=1)
+    assert logged(done, "loss/soft")
 
 
 def test_a_teacher_with_fewer_logits_than_tokens_is_refused(tmp_path):
