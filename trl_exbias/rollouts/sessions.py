@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from ..errors import UsageTypeError
 from ..modeling import attention_mask_4d, base_causal_lm, model_device, read_backbone
 from .batching import token_batches
 from .cache import RaggedCache
@@ -89,7 +88,7 @@ class DenseSession:
         output = read(self.model, input_ids=tokens, use_cache=True, **self.caches)
         self.caches = {name: output[name] for name in _CACHES if output.get(name) is not None}
         if not self.caches:
-            raise UsageTypeError("its forward returns no cache")
+            raise NotImplementedError("its forward returns no cache")
         return output.last_hidden_state
 
     def keep(self, rows: list[int]) -> None:
@@ -108,7 +107,7 @@ def _select(cache: Any, rows: torch.Tensor) -> Any:
         return cache.index_select(0, rows.to(cache.device))
     if isinstance(cache, (list, tuple)):
         return type(cache)(_select(part, rows) for part in cache)
-    raise UsageTypeError(f"rows of a {type(cache).__name__} cannot be selected")
+    raise NotImplementedError(f"rows of a {type(cache).__name__} cannot be selected")
 
 
 class RereadSession:
