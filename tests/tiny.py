@@ -63,7 +63,8 @@ def tiny_model(architecture: str = "qwen2", vocab_size: int = VOCAB_SIZE, seed: 
             size = {**_SIZE, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0}
             model = Gemma2ForCausalLM(Gemma2Config(**size, num_hidden_layers=2, **common))
         case "gpt2":
-            model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **common))
+            common.setdefault("n_positions", 256)
+            model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, **common))
         case "gpt_neo":
             common.setdefault("window_size", 256)
             types = [[["global", "local"], 1]]

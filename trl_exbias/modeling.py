@@ -55,6 +55,11 @@ def model_device(model: nn.Module) -> torch.device:
     return compute_device(base_causal_lm(model).get_input_embeddings().weight)
 
 
+def position_limit(model: nn.Module) -> int | None:
+    """The number of positions that the model's configuration has; `None` where it names none."""
+    return getattr(base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+
+
 class LMHead:
     """
     Turns last hidden states into logits exactly as the model's own forward does.

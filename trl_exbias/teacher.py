@@ -17,7 +17,7 @@ from .distillation import top_k_of
 from .errors import UsageError
 from .fingerprint import weights_fingerprint
 from .model_check import check_model
-from .modeling import LMHead, base_causal_lm, inference, model_class, model_device
+from .modeling import LMHead, inference, model_class, model_device, position_limit
 from .rollouts.batching import run_in_batches
 from .rollouts.sampling import logit_chunks
 from .rollouts.sessions import read_along
@@ -214,7 +214,7 @@ def teacher_labels(
 
 
 def _check_positions(model: torch.nn.Module, lengths: list[int]) -> None:
-    limit = getattr(base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+    limit = position_limit(model)
     if limit is not None and max(lengths) > limit:
         raise UsageError(
             f"A context with its branch has {max(lengths)} tokens; the teacher has {limit} positions. Lower "

@@ -37,6 +37,19 @@ def test_a_device_is_measured_once_for_a_model_of_a_size(monkeypatch):
     assert calls == [16, 16, 4096]
 
 
+@pytest.mark.parametrize("positions", [8, 100, 256])
+def test_a_model_of_few_positions_is_measured_within_them(positions, monkeypatch):
+    model = tiny_model("gpt2", n_positions=positions)
+    lengths = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    for tokens in (16, 4096):
+        assert forward_cost._seconds(model, torch.device("cpu"), tokens) > 0
+        assert lengths[-1].numel() == tokens and lengths[-1][1] <= positions
+
+
 @pytest.mark.parametrize("overhead", [1, 16384])
 def test_what_is_drawn_does_not_depend_on_it(overhead, monkeypatch):
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..modeling import base_causal_lm, inference, model_device
+from ..modeling import base_causal_lm, inference, model_device, position_limit
 from .sessions import read
 
 
@@ -52,8 +52,8 @@ def overhead_tokens(seconds_of: Callable[[int], float], few: int = _FEW, many: i
 
 
 def _seconds(model: nn.Module, device: torch.device, tokens: int) -> float:
-    """The fastest of a few forwards, in rows of at most 512 tokens."""
-    length = min(tokens, 512)
+    """The fastest of a few forwards, in rows of at most 512 tokens, and of no more than the model has positions."""
+    length = min(tokens, 512, 2 ** int(math.log2(position_limit(model) or 512)))
     ids = torch.zeros(tokens // length, length, dtype=torch.long, device=device)
     fastest = math.inf
     for _ in range(_REPEATS):

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..model_check import check_model
-from ..modeling import LMHead, base_causal_lm, inference
+from ..modeling import LMHead, inference, position_limit
 from .batching import groups_of_equal_length, run_in_batches
 from .cache_probe import Rows, rows_of
 from .engine import SamplingOptions, TokenIds, check_mix, check_prompts
@@ -244,7 +244,7 @@ class TransformersEngine:
     def _run(self, run: Callable[[list[int]], None], lengths: list[int], prompts: Sequence[TokenIds]) -> None:
         if not lengths:
             return
-        limit = getattr(base_causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
+        limit = position_limit(self.model)
         if limit is not None and max(lengths) > limit:
             raise UsageError(
                 f"A sequence of {max(lengths)} tokens (longest prompt: {max(map(len, prompts))}) is over the model's "

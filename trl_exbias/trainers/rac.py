@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ..branches import Branch
 from ..correction import CorrectionTemplate
 from ..data import Example
-from ..modeling import base_causal_lm
+from ..modeling import position_limit
 from ..rollouts import RolloutEngine, SamplingOptions
 from .bash import BASHTrainer
 from .iterative import IterativeSFTTrainer
@@ -89,9 +89,7 @@ class RACTrainer(IterativeSFTTrainer):
         super().__init__(*args, **kwargs)
         self._template = CorrectionTemplate(self.args.correction_template)
         self._template.check(self.train_dataset, self.processing_class, self.inference_template)
-        self._max_positions = getattr(
-            base_causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None
-        )
+        self._max_positions = position_limit(self.model)
 
     def build_branches(
         self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast
 
 from ..evaluation.likelihood import label_nll
-from ..modeling import base_causal_lm
+from ..modeling import base_causal_lm, position_limit
 from ..rollouts.served_policy import ServedPolicy, write_policy
 from ..rollouts.vllm import VLLMEngine
 from ..rollouts.vllm_server import VLLMServerEngine
@@ -140,7 +140,7 @@ def weight_probe(trainer: "IterativeSFTTrainer", dtype: torch.dtype) -> WeightPr
 def max_model_len(trainer: "IterativeSFTTrainer") -> int:
     """Tokens of the longest sequence that a phase can ask for, within the model's positions."""
     longest = int(trainer.sequence_lengths.max()) + trainer.sampling_options(0).max_new_tokens
-    positions = getattr(base_causal_lm(trainer.model).config.get_text_config(), "max_position_embeddings", None)
+    positions = position_limit(trainer.model)
     return longest if positions is None else min(longest, positions)
 
 
