@@ -9,7 +9,7 @@ import sys
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_exbias.students import keep_layers
+from trl_exbias.methods.dad_dagger.students import keep_layers
 
 
 if __name__ == "__main__":

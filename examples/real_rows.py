@@ -59,8 +59,8 @@ def measure(model_dir: Path, task: str, folder: Path) -> None:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from trl_exbias.chat.prompts import conversation_prompt_ids
     from trl_exbias.cli.memory import keep_freed_memory
-    from trl_exbias.data import conversation_prompt_ids
     from trl_exbias.evaluation.responses import response_cross_entropy
 
     keep_freed_memory()

@@ -25,8 +25,8 @@ from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.evaluation import perplexity
 from trl_exbias.evaluation.bootstrap import bootstrap_interval
 from trl_exbias.evaluation.free_running import free_runs
-from trl_exbias.students import keep_layers
-from trl_exbias.trajectories import starts
+from trl_exbias.methods.dad_dagger.students import keep_layers
+from trl_exbias.methods.dad_dagger.trajectories import starts
 
 
 DOMAINS = ("investigators", "other_worlds", "strange_science", "time_travel")

@@ -2,7 +2,7 @@
 
 import torch
 
-from trl_exbias.modeling import LMHead
+from trl_exbias.core.modeling import LMHead
 
 from .tiny import tiny_model
 

@@ -4,8 +4,8 @@ import random
 
 import torch
 
-from trl_exbias.branches import GOLD, Branch, BranchCollator, BranchedExample, branch_attention_mask
-from trl_exbias.losses import sum_by_kind
+from trl_exbias.core.branches import GOLD, Branch, BranchCollator, BranchedExample, branch_attention_mask
+from trl_exbias.core.losses import sum_by_kind
 
 from .tiny import VOCAB_SIZE
 

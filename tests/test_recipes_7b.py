@@ -20,16 +20,16 @@ from trl import DatasetMixtureConfig, ModelConfig, get_peft_config
 from trl.scripts import dpo
 
 from trl_exbias import BASHConfig, RACConfig
-from trl_exbias.cli.data_arguments import DataArguments
-from trl_exbias.cli.recipe import check_keys, parse
-from trl_exbias.cli.recipes import accelerate_configs, names, recipe_path, recipes_folder
 from trl_exbias.cli.training import script
-from trl_exbias.rollouts.served_policy import why_merge
-from trl_exbias.rollouts.store import RolloutStore
+from trl_exbias.rollouts.vllm.policy import why_merge
+from trl_exbias.run.rollout_store import RolloutStore
+from trl_exbias.settings.data_arguments import DataArguments
+from trl_exbias.settings.recipe import check_keys, parse
+from trl_exbias.settings.recipes import accelerate_configs, names, recipe_path, recipes_folder
 
+from .loop.runs import metrics_file
 from .marks import needs_deepspeed
 from .tiny import byte_tokenizer
-from .trainers.runs import metrics_file
 
 
 RECIPES = [name for name in names() if "mistral-7b" in name]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_exbias.cli.recipe import check_keys
-from trl_exbias.cli.recipes import accelerate_configs
-from trl_exbias.trainers.run_stopped import RESUME_EXIT_CODE
+from trl_exbias.run.errors import RESUME_EXIT_CODE
+from trl_exbias.settings.recipe import check_keys
+from trl_exbias.settings.recipes import accelerate_configs
 
 
 ROOT = Path(__file__).parents[1]

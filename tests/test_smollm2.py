@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.branches import (
+from trl_exbias.core.branches import (
     GOLD,
     Branch,
     BranchCollator,
@@ -14,14 +14,14 @@ from trl_exbias.branches import (
     branch_attention_mask,
     check_shared_context,
 )
+from trl_exbias.core.losses import sum_by_kind
 from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import is_correct, word_problems
-from trl_exbias.losses import sum_by_kind
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
 from trl_exbias.rollouts.noise import uniform
 
+from .loop.runs import config, logged
 from .reference import rollouts as reference
-from .trainers.runs import config, logged
 
 
 @pytest.fixture(scope="module")

@@ -6,35 +6,35 @@ from typing import TYPE_CHECKING
 
 # Imported on first use: `exbias --help` and a mistyped recipe must not wait for torch.
 _EXPORTS = {
-    "BASHConfig": "trainers.bash",
-    "BASHTrainer": "trainers.bash",
-    "Branch": "branches",
-    "DaDDaggerConfig": "trainers.dad_dagger_config",
-    "DaDDaggerTrainer": "trainers.dad_dagger",
-    "Example": "data",
-    "IterativeSFTConfig": "trainers.iterative_config",
-    "IterativeSFTTrainer": "trainers.iterative",
-    "RACConfig": "trainers.rac",
-    "RACTrainer": "trainers.rac",
-    "SPINConfig": "trainers.spin",
-    "SPINTrainer": "trainers.spin",
-    "ScheduledSamplingConfig": "trainers.scheduled_sampling",
-    "ScheduledSamplingTrainer": "trainers.scheduled_sampling",
+    "BASHConfig": "methods.bash",
+    "BASHTrainer": "methods.bash",
+    "Branch": "core.branches",
+    "DaDDaggerConfig": "methods.dad_dagger.config",
+    "DaDDaggerTrainer": "methods.dad_dagger.trainer",
+    "Example": "core.data",
+    "IterativeSFTConfig": "loop.config",
+    "IterativeSFTTrainer": "loop.iterative",
+    "RACConfig": "methods.rac",
+    "RACTrainer": "methods.rac",
+    "SPINConfig": "methods.spin",
+    "SPINTrainer": "methods.spin",
+    "ScheduledSamplingConfig": "methods.scheduled_sampling",
+    "ScheduledSamplingTrainer": "methods.scheduled_sampling",
 }
 __all__ = sorted(_EXPORTS)
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .branches import Branch
-    from .data import Example
-    from .trainers.bash import BASHConfig, BASHTrainer
-    from .trainers.dad_dagger import DaDDaggerTrainer
-    from .trainers.dad_dagger_config import DaDDaggerConfig
-    from .trainers.iterative import IterativeSFTTrainer
-    from .trainers.iterative_config import IterativeSFTConfig
-    from .trainers.rac import RACConfig, RACTrainer
-    from .trainers.scheduled_sampling import ScheduledSamplingConfig, ScheduledSamplingTrainer
-    from .trainers.spin import SPINConfig, SPINTrainer
+    from .core.branches import Branch
+    from .core.data import Example
+    from .loop.config import IterativeSFTConfig
+    from .loop.iterative import IterativeSFTTrainer
+    from .methods.bash import BASHConfig, BASHTrainer
+    from .methods.dad_dagger.config import DaDDaggerConfig
+    from .methods.dad_dagger.trainer import DaDDaggerTrainer
+    from .methods.rac import RACConfig, RACTrainer
+    from .methods.scheduled_sampling import ScheduledSamplingConfig, ScheduledSamplingTrainer
+    from .methods.spin import SPINConfig, SPINTrainer
 
 
 def __getattr__(name: str):

@@ -11,7 +11,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
 from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
-from trl_exbias.students import keep_layers
+from trl_exbias.methods.dad_dagger.students import keep_layers
 
 from .common import QUIET, StepTimes, load_model, report
 

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.branches import GOLD, Branch, BranchedExample
+from trl_exbias.core.branches import GOLD, Branch, BranchedExample
 
 from .common import alternate, load_model, report
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trl_exbias.distillation import DenseTarget, distillation_scores
-from trl_exbias.modeling import LMHead
+from trl_exbias.core.distillation import DenseTarget, distillation_scores
+from trl_exbias.core.modeling import LMHead
 
 from .common import alternate, report
 

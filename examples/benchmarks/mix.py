@@ -2,10 +2,10 @@
 
 import time
 
-from trl_exbias.modeling import inference
+from trl_exbias.core.modeling import inference
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
+from trl_exbias.rollouts.local.engine import _Mixing
 from trl_exbias.rollouts.noise import uniform
-from trl_exbias.rollouts.transformers import _Mixing
 
 from .common import alternate, chat_rows, load_model, report
 

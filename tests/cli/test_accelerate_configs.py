@@ -11,9 +11,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from trl_exbias.cli.recipe import RecipeError
-from trl_exbias.cli.recipes import accelerate_configs, recipes_folder
 from trl_exbias.cli.training import resolve_accelerate_config
+from trl_exbias.settings.recipe import RecipeError
+from trl_exbias.settings.recipes import accelerate_configs, recipes_folder
 
 from ..marks import needs_deepspeed
 from ..ports import free_port

@@ -11,8 +11,8 @@ import yaml
 
 from trl_exbias.cli.check import method_of
 from trl_exbias.cli.main import main
-from trl_exbias.cli.recipe import RecipeError
-from trl_exbias.cli.recipes import names
+from trl_exbias.settings.recipe import RecipeError
+from trl_exbias.settings.recipes import names
 
 from ..families import family
 from ..tiny import VOCAB_SIZE, byte_tokenizer, tiny_model

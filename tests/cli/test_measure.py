@@ -93,8 +93,8 @@ def test_exbias_dad_dagger_trains_from_a_recipe_and_its_run_is_measured(folder, 
 def test_rows_of_a_document_are_joined(folder):
     from trl import DatasetMixtureConfig
 
-    from trl_exbias.cli.data_arguments import DataArguments
-    from trl_exbias.cli.datasets import load_split
+    from trl_exbias.settings.data_arguments import DataArguments
+    from trl_exbias.settings.datasets import load_split
 
     rows = [{"story": i // 2, "sent": f"Sentence {i}."} for i in range(4)]
     (folder / "sentences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -8,8 +8,8 @@ import pytest
 from trl_exbias import BASHConfig, BASHTrainer, RACConfig, RACTrainer
 from trl_exbias.cli.main import main
 
+from ..loop.runs import config, trainer
 from ..tiny import conversations
-from ..trainers.runs import config, trainer
 
 
 def bash(folder, **options):

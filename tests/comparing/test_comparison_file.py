@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from trl_exbias.cli.recipe import RecipeError
 from trl_exbias.comparing.comparison_file import read_comparison
 from trl_exbias.comparing.launching import launch_arguments
+from trl_exbias.settings.recipe import RecipeError
 
 
 MINIMAL = {

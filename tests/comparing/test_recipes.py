@@ -2,9 +2,9 @@
 
 import pytest
 
-from trl_exbias.cli.recipes import recipes_folder
 from trl_exbias.comparing.alike import check_alike, differences, settings_of_recipe
 from trl_exbias.comparing.comparison_file import read_comparison
+from trl_exbias.settings.recipes import recipes_folder
 
 
 FILES = sorted((recipes_folder() / "compare").glob("*.yaml"))

@@ -5,8 +5,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from trl_exbias.fingerprint import weights_fingerprint
-from trl_exbias.sharding import in_forward, local_part
+from trl_exbias.core.fingerprint import weights_fingerprint
+from trl_exbias.core.sharding import in_forward, local_part
 
 from ..tiny import tiny_model
 

@@ -13,8 +13,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from trl_exbias.fingerprint import weights_fingerprint
-from trl_exbias.rollouts.store import RolloutStore
+from trl_exbias.core.fingerprint import weights_fingerprint
+from trl_exbias.run.rollout_store import RolloutStore
 
 from ..tiny import tiny_model
 from .train import BASE, TEACHER, base_model

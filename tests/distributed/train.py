@@ -29,13 +29,13 @@ from trl_exbias import (
     SPINConfig,
     SPINTrainer,
 )
-from trl_exbias.fingerprint import weights_fingerprint
-from trl_exbias.modeling import backbone
-from trl_exbias.sharding import in_forward
+from trl_exbias.core.fingerprint import weights_fingerprint
+from trl_exbias.core.modeling import backbone
+from trl_exbias.core.sharding import in_forward
 
 from ..families import family
+from ..loop.runs import config, logged, trainer
 from ..tiny import conversations, tiny_model
-from ..trainers.runs import config, logged, trainer
 
 
 # Two documents of eight trajectories each: accelerate fills up an uneven last batch with rows from the start.

@@ -4,8 +4,8 @@ from transformers import Trainer, TrainingArguments
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
 from trl_exbias.evaluation import ExposureBiasCallback, exposure_bias
 
+from ..loop.runs import config, logged, trainer
 from ..tiny import byte_tokenizer, tiny_model
-from ..trainers.runs import config, logged, trainer
 
 
 DOCUMENTS = [list(b"The dog sleeps under the table all day long.")]

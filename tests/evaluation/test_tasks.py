@@ -8,14 +8,14 @@ from tokenizers import processors
 
 from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.cli.measure import _cut, _parser, _rows
-from trl_exbias.data import Example
+from trl_exbias.core.data import Example
 from trl_exbias.evaluation import EvaluationOptions
 from trl_exbias.evaluation.prompted import readable
 from trl_exbias.evaluation.suites import load_suite
 from trl_exbias.evaluation.tasks import items, load
 
+from ..loop.runs import config, trainer
 from ..tiny import byte_tokenizer, published_template, tiny_model, tokenizer_of
-from ..trainers.runs import config, trainer
 
 
 TOKENIZER = tokenizer_of(published_template("qwen3_5_think"), newlines=2)

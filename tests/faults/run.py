@@ -17,10 +17,10 @@ import torch
 from transformers import TrainerCallback
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.trainers import rollout_phase
+from trl_exbias.loop import rollout_phase
 
+from ..loop.runs import config, trainer
 from ..tiny import conversations, tiny_model
-from ..trainers.runs import config, trainer
 
 
 SHARDS = 4

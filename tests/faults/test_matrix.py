@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_exbias.trainers.checkpoints import WHOLE
-from trl_exbias.trainers.run_stopped import RESUME_EXIT_CODE
+from trl_exbias.run.checkpoints import WHOLE
+from trl_exbias.run.errors import RESUME_EXIT_CODE
 
 from . import run as faults
 

@@ -14,7 +14,7 @@ from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.planning.phases import Layout
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
 
-from ..trainers.runs import OWN_DEFAULTS
+from ..loop.runs import OWN_DEFAULTS
 from .device import DEVICE, ON_CUDA, on_gpu_or_cpu
 from .memory import Meter, metered
 

@@ -7,14 +7,14 @@ import torch
 from datasets import Dataset
 
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
-from trl_exbias import distillation as module
-from trl_exbias.distillation import DenseTarget, TopKTarget, distillation_scores, top_k_of
-from trl_exbias.modeling import LMHead
+from trl_exbias.core import distillation as module
+from trl_exbias.core.distillation import DenseTarget, TopKTarget, distillation_scores, top_k_of
+from trl_exbias.core.modeling import LMHead
 
 from ..heads import V, gradients, head_of, inputs
+from ..loop.runs import config, logged, trainer
 from ..reference.distillation import dense_loss
 from ..tiny import VOCAB_SIZE, tiny_model
-from ..trainers.runs import config, logged, trainer
 from .device import DEVICE, ON_CUDA, distance
 
 

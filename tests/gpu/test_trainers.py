@@ -8,10 +8,10 @@ import torch
 from datasets import Dataset
 
 import trl_exbias
-from trl_exbias.rollouts.store import RolloutStore
+from trl_exbias.run.rollout_store import RolloutStore
 
+from ..loop.runs import config, logged, trainer, weights
 from ..tiny import conversations, tiny_model
-from ..trainers.runs import config, logged, trainer, weights
 from .device import ON_CUDA, distance
 
 

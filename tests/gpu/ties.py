@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from trl_exbias.modeling import inference
+from trl_exbias.core.modeling import inference
 from trl_exbias.rollouts import SamplingOptions
-from trl_exbias.rollouts.cache_probe import Rows, rows_of
+from trl_exbias.rollouts.local.cache_probe import Rows, rows_of
 from trl_exbias.rollouts.noise import add_gumbel_
 
 from ..reference.rollouts import noisy_scores

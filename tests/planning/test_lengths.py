@@ -6,11 +6,11 @@ import pytest
 from datasets import Dataset
 
 from trl_exbias import RACConfig, RACTrainer
-from trl_exbias.data import Example
+from trl_exbias.core.data import Example
 from trl_exbias.planning.lengths import measure
 
+from ..loop.runs import config, trainer
 from ..tiny import published_template, tiny_model, tokenizer_of
-from ..trainers.runs import config, trainer
 
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "w", "description": "d", "parameters": {}}}])

@@ -8,17 +8,17 @@ from trl import DatasetMixtureConfig
 
 import trl_exbias
 from trl_exbias import BASHConfig, BASHTrainer, DaDDaggerConfig
-from trl_exbias.cli.data_arguments import DataArguments
-from trl_exbias.cli.keys import CONFIG_CLASSES
 from trl_exbias.comparing.compute import read_compute
+from trl_exbias.methods.dad_dagger.trajectories import cut_documents
 from trl_exbias.planning.hub import Hub
 from trl_exbias.planning.lengths import measure
 from trl_exbias.planning.phases import RunShape, plan_phases
 from trl_exbias.planning.rows import first_rows
-from trl_exbias.trajectories import cut_documents
+from trl_exbias.settings.data_arguments import DataArguments
+from trl_exbias.settings.keys import CONFIG_CLASSES
 
+from ..loop.runs import config, logged, trainer
 from ..tiny import byte_tokenizer, conversations, tiny_model
-from ..trainers.runs import config, logged, trainer
 
 
 def test_steps_and_tokens_are_those_of_the_run(tmp_path):

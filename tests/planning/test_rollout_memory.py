@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from trl_exbias.fingerprint import weights_fingerprint
-from trl_exbias.modeling import LMHead
+from trl_exbias.core.fingerprint import weights_fingerprint
+from trl_exbias.core.modeling import LMHead
+from trl_exbias.core.reading import most_probable, read_along
 from trl_exbias.planning.memory import standing
 from trl_exbias.planning.model import meta_model, model_facts
 from trl_exbias.planning.placement import Placement
 from trl_exbias.planning.rollout_memory import logits, reading, rollout_moments
 from trl_exbias.rollouts import SamplingOptions
-from trl_exbias.rollouts.sampling import choose_tokens, most_probable
-from trl_exbias.rollouts.sessions import read_along
+from trl_exbias.rollouts.sampling import choose_tokens
 
 from ..gpu.memory import CountedMeter
 from ..tiny import tiny_model

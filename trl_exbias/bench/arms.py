@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 
 
 @dataclass(frozen=True)

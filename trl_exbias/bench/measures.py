@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..modeling import inference
+from ..core.modeling import inference
 from ..rollouts import SamplingOptions, TransformersEngine
 from .tasks import Rows, Task
 

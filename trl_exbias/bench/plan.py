@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .arms import ARMS, BASELINE, Arm, own_arm
 from .tasks import TASKS
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback
 
 from ..comparing.compute import trained_tokens
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .arms import Arm
 from .model import REFERENCE_TEMPLATE
 

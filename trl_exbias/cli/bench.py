@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from ..errors import ExbiasError
-from .parser import Parser
-from .recipe import exit_with
+from ..core.errors import ExbiasError
+from ..settings.parser import Parser
+from ..settings.recipe import exit_with
 
 
 _DESCRIPTION = """\

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..planning.findings import Finding, Findings
 from ..planning.hub import Hub, uses_hub
-from .keys import BASELINES, CONFIG_CLASSES, valid_keys
-from .parser import Parser
-from .recipe import RecipeError, check_keys, exit_with, read_recipe
-from .recipes import recipe_path
+from ..settings.findings import Finding, Findings
+from ..settings.keys import BASELINES, CONFIG_CLASSES, valid_keys
+from ..settings.parser import Parser
+from ..settings.recipe import RecipeError, check_keys, exit_with, read_recipe
+from ..settings.recipes import recipe_path
 from .training import resolve_accelerate_config
 
 
@@ -85,7 +85,7 @@ def _check(options: argparse.Namespace, overrides: list[str]) -> int:
         # Said before the libraries that read it are imported: none of them tries again on its own.
         os.environ["HF_HUB_OFFLINE"] = "1"
     from ..planning.look import look  # now that the keys have been answered for
-    from .arguments import read_arguments
+    from ..settings.arguments import read_arguments
 
     with _quiet():
         arguments = read_arguments(findings, method, overrides, recipe)

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExbiasError, UsageError
-from .parser import Parser
-from .recipe import RecipeError, exit_with
-from .recipes import recipe_path
+from ..core.errors import ExbiasError, UsageError
+from ..settings.parser import Parser
+from ..settings.recipe import RecipeError, exit_with
+from ..settings.recipes import recipe_path
 
 
 _DESCRIPTION = """\
@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("trl_exbias").setLevel(logging.INFO)
     from ..comparing.training import RunFailedError, RunStoppedError
-    from ..trainers.run_stopped import RESUME_EXIT_CODE
+    from ..run.errors import RESUME_EXIT_CODE
 
     try:
         reports = _compare(options, rest)

@@ -4,7 +4,7 @@ import gc
 import time
 from pathlib import Path
 
-from .parser import Parser
+from ..settings.parser import Parser
 
 
 _ROWS, _HELD_OUT, _SEED = 48, 24, 0

@@ -5,7 +5,7 @@ import json
 
 def run(argv: list[str]) -> int:
     """The command."""
-    from ..trainers.run_directory import hardware, versions
+    from ..run.run_directory import hardware, versions
 
     print(json.dumps({"versions": versions(), "hardware": hardware()}, indent=2))
     return 0

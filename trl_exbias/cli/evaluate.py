@@ -7,11 +7,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..errors import ExbiasError, UsageError
+from ..core.errors import ExbiasError, UsageError
 from ..evaluation.options import EvaluationOptions
 from ..evaluation.suites import SUITES
-from .parser import Parser
-from .recipe import exit_with
+from ..settings.parser import Parser
+from ..settings.recipe import exit_with
 
 
 # Of a dry run, questions to show for each suite and model.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 
-from ..trainers.run_stopped import RESUME_EXIT_CODE
+from ..run.errors import RESUME_EXIT_CODE
 
 
 # After SIGTERM torch's launcher kills its processes when so many seconds are over; a checkpoint of a 7B model takes

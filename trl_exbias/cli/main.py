@@ -4,9 +4,9 @@ import difflib
 import importlib
 import sys
 
-from ..errors import ExbiasError
-from ..files import closed_pipe_is_no_error
-from .recipe import exit_with
+from ..core.errors import ExbiasError
+from ..core.files import closed_pipe_is_no_error
+from ..settings.recipe import exit_with
 
 
 COMMANDS = {

@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from ..errors import ExbiasError, UsageError
-from .parser import Parser
-from .recipe import exit_with
+from ..core.errors import ExbiasError, UsageError
+from ..settings.parser import Parser
+from ..settings.recipe import exit_with
 
 
 def run(argv: list[str]) -> int:
@@ -59,7 +59,7 @@ def _measure(args: argparse.Namespace) -> int:
     from ..evaluation.loading import load_model
     from ..evaluation.plot import plot_exposure_bias
     from ..evaluation.report import notes, table
-    from ..teacher import check_tokenizers
+    from ..methods.dad_dagger.teacher import check_tokenizers
     from .memory import keep_freed_memory
 
     keep_freed_memory()
@@ -126,10 +126,10 @@ def _named(model: str) -> tuple[str, str]:
 
 
 def _rows(args: argparse.Namespace):
-    from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
+    from ..chat.conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
     from ..evaluation.prompted import last_turns
-    from .data_arguments import DataArguments
-    from .datasets import load_rows, render
+    from ..settings.data_arguments import DataArguments
+    from ..settings.datasets import load_rows, render
 
     split = "train" if Path(args.data).is_file() and args.split == "test" else args.split
     dataset = load_rows(args.data, args.data_config, split, whole_documents=True)
@@ -148,7 +148,7 @@ def _rows(args: argparse.Namespace):
 
 def _check(rows, args: argparse.Namespace) -> None:
     """Refuses the rows that training would refuse."""
-    from ..row_checks import raise_problems, row_problems
+    from ..chat.row_checks import raise_problems, row_problems
 
     columns, form = set(rows.column_names), None
     if columns >= {"prompt", "completion"}:

@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExbiasError, UsageError
-from .parser import Parser
-from .recipe import exit_with
+from ..core.errors import ExbiasError, UsageError
+from ..settings.parser import Parser
+from ..settings.recipe import exit_with
 
 
 _ITERATION = "iteration-"
@@ -131,7 +131,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from ..trainers.rollouts_hub import push_rollouts
+    from ..hub.rollouts_hub import push_rollouts
 
     print(push_rollouts(args.run, args.repo, private=not args.public, license=args.license))
     return 0
@@ -139,8 +139,8 @@ def _push(args: argparse.Namespace) -> int:
 
 def _stores(run: Path, iteration: int | None):
     """The stores of a run, with the numbers of their iterations, in order."""
-    from ..rollouts.store import RolloutStore
-    from ..trainers.run_directory import ROLLOUTS
+    from ..run.rollout_store import RolloutStore
+    from ..run.run_directory import ROLLOUTS
 
     folders = [path for path in (run / ROLLOUTS).glob(f"{_ITERATION}*") if path.name[len(_ITERATION) :].isdigit()]
     found = {int(path.name[len(_ITERATION) :]): RolloutStore(path) for path in folders}

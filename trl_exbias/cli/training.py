@@ -9,21 +9,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExbiasError
-from ..files import closed_pipe_is_no_error
-from ..local_names import check_local
-from .keys import CONFIG_CLASSES
-from .recipe import RecipeError, check_keys, exit_with, parse
-from .recipes import accelerate_configs
+from ..core.errors import ExbiasError
+from ..core.files import closed_pipe_is_no_error
+from ..core.local_names import check_local
+from ..settings.keys import CONFIG_CLASSES
+from ..settings.recipe import RecipeError, check_keys, exit_with, parse
+from ..settings.recipes import accelerate_configs
 
 
 #: Where the classes of each command are.
 MODULES = {
-    "bash": "trl_exbias.trainers.bash",
-    "rac": "trl_exbias.trainers.rac",
-    "dad-dagger": "trl_exbias.trainers.dad_dagger",
-    "spin": "trl_exbias.trainers.spin",
-    "scheduled-sampling": "trl_exbias.trainers.scheduled_sampling",
+    "bash": "trl_exbias.methods.bash",
+    "rac": "trl_exbias.methods.rac",
+    "dad-dagger": "trl_exbias.methods.dad_dagger.trainer",
+    "spin": "trl_exbias.methods.spin",
+    "scheduled-sampling": "trl_exbias.methods.scheduled_sampling",
 }
 
 
@@ -67,7 +67,7 @@ def script(command: str, argv: list[str]) -> int:
         trainer_class = getattr(trainer_module, CONFIG_CLASSES[command].replace("Config", "Trainer"))
         from trl import DatasetMixtureConfig, ModelConfig
 
-        from .data_arguments import DataArguments
+        from ..settings.data_arguments import DataArguments
 
         arguments = parse((DataArguments, config_class, ModelConfig, DatasetMixtureConfig), argv)
         _train(trainer_class, *arguments)
@@ -79,8 +79,8 @@ def script(command: str, argv: list[str]) -> int:
 def _train(trainer_class: type, data_args: Any, args: Any, model_args: Any, mixture: Any) -> None:
     from trl import get_peft_config, get_quantization_config
 
-    from ..trainers.run_directory import check_output_dir
-    from .datasets import load_split
+    from ..run.run_directory import check_output_dir
+    from ..settings.datasets import load_split
     from .memory import keep_freed_memory
 
     keep_freed_memory()

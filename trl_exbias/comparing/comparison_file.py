@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..cli.keys import CONFIG_CLASSES, launcher_flags, unknown_key_message, valid_keys
-from ..cli.recipe import RecipeError
+from ..settings.keys import CONFIG_CLASSES, launcher_flags, unknown_key_message, valid_keys
+from ..settings.recipe import RecipeError
 from .evaluate_options import check_options
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from ..evaluation.figures import Figure, paired_difference
 from .alike import Difference
 from .compute import Compute

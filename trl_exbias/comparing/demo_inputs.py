@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..cli.keys import unknown_key_message
+from ..settings.keys import unknown_key_message
 from .comparison_file import Comparison, PlannedRun
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .compute import Compute
 from .forecast import Forecast
 

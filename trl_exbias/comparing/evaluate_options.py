@@ -3,8 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from ..cli.keys import unknown_key_message
 from ..evaluation.options import EvaluationOptions
+from ..settings.keys import unknown_key_message
 
 
 _SET_BY_US = ("output", "dry_run")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli.recipe import RecipeError
+from ..settings.recipe import RecipeError
 from .comparison_file import PlannedRun
 from .launching import launch_arguments
 

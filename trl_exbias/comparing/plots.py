@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MissingPackageError
+from ..core.errors import MissingPackageError
 from .compute import SORTS
 from .content import Content
 from .words import ARROWS, title_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..cli.recipe import RecipeError
+from ..settings.recipe import RecipeError
 from .alike import Difference, check_alike, differences, figure_differences, settings_of_recipe, settings_of_run
 from .comparison_file import Comparison, PlannedRun
 from .compute import METRICS_FILE, Compute, read_compute, read_logs, read_run, trained_tokens

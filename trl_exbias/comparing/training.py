@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .comparison_file import PlannedRun
 from .compute import ATTEMPTS_FILE, METRICS_FILE, read_attempts
 from .launching import launch_arguments
@@ -126,7 +126,7 @@ def train(
     _write_attempts(folder, [*attempts, record])
     if process.returncode == 0:
         return
-    from ..trainers.run_stopped import RESUME_EXIT_CODE
+    from ..run.errors import RESUME_EXIT_CODE
 
     if process.returncode == RESUME_EXIT_CODE or asked:
         raise RunStoppedError(f"{run.name} was told to stop and is kept in {folder}: the same command goes on.")
@@ -173,7 +173,7 @@ def _refuse_second_trainer(folder: Path, attempts: list[dict[str, Any]]) -> None
 
 
 def _write_attempts(folder: Path, attempts: list[dict[str, Any]]) -> None:
-    from ..files import write_atomically
+    from ..core.files import write_atomically
 
     write_atomically(folder / ATTEMPTS_FILE, json.dumps(attempts, indent=2).encode())
 

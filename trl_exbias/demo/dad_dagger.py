@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ..evaluation import ExposureBias, ExposureBiasCallback
 from ..evaluation.plot import plot_exposure_bias
-from ..students import keep_layers
+from ..methods.dad_dagger.students import keep_layers
 from .settings import RUN_SETTINGS
 from .word_problems import word_problems
 
@@ -19,8 +19,8 @@ def run(
     model_dir: Path, tokenizer: PreTrainedTokenizerBase, output_dir: Path, num_rows: int, seed: int
 ) -> tuple[dict[str, ExposureBias], Path]:
     """Trains and measures before, after the data alone (next-token distillation) and at the end; and plots."""
-    from ..trainers.dad_dagger import DaDDaggerTrainer
-    from ..trainers.dad_dagger_config import DaDDaggerConfig
+    from ..methods.dad_dagger.config import DaDDaggerConfig
+    from ..methods.dad_dagger.trainer import DaDDaggerTrainer
 
     train, held_out = _documents(num_rows, seed), _documents(num_rows // 2, seed + 1)
     config = DaDDaggerConfig(

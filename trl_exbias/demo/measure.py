@@ -6,10 +6,10 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..chat.stop_tokens import stop_token_ids
 from ..evaluation.prompted import prompt_and_response
 from ..evaluation.responses import ResponseCrossEntropy, response_cross_entropy
 from ..rollouts import SamplingOptions, TransformersEngine
-from ..stop_tokens import stop_token_ids
 from .word_problems import is_correct
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..rollouts.engine import TokenIds
+from ..core.token_ids import TokenIds
 from .exposure_bias import ExposureBias, exposure_bias
 
 

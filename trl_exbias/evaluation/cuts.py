@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def cut_documents(documents: Sequence[Sequence[int]], context_length: int, horiz
     Raises:
         ValueError: if no document is long enough.
     """
-    from ..trajectories import starts
+    from ..methods.dad_dagger.trajectories import starts
 
     length = context_length + horizon
     possible = sum(len(starts(len(document), length, 1)) for document in documents)

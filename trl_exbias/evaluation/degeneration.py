@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .figures import Figure
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MissingPackageError, UsageError
+from ..core.errors import MissingPackageError, UsageError
 from .figures import Figure
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .bootstrap import bootstrap_interval
 
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..rollouts.engine import TokenIds
+    from ..core.token_ids import TokenIds
     from .free_running import FreeRuns
 
 
@@ -93,7 +93,7 @@ def exposure_bias(
     Raises:
         ValueError: if no document is `context_length + horizon` tokens long, or a number is below 1.
     """
-    from ..trajectories import starts
+    from ..methods.dad_dagger.trajectories import starts
 
     length = context_length + horizon
     for name, value in (("context_length", context_length), ("horizon", horizon), ("stride", stride)):
@@ -126,7 +126,7 @@ def exposure_bias_from(
     Raises:
         ValueError: if model and teacher do not share a vocabulary, or `num_samples` is below 1.
     """
-    from ..modeling import LMHead
+    from ..core.modeling import LMHead
     from .free_running import free_runs
 
     if num_samples < 1:

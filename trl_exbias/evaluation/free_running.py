@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model_check import check_model
-from ..modeling import LMHead, inference
+from ..core.batching import groups_of_equal_length, run_in_batches
+from ..core.model_check import check_model
+from ..core.modeling import LMHead, inference
+from ..core.reading import logit_chunks
+from ..core.token_ids import TokenIds
 from ..rollouts import SamplingOptions
-from ..rollouts.batching import groups_of_equal_length, run_in_batches
-from ..rollouts.cache_probe import Rows, rows_of, takes_own_cache
-from ..rollouts.engine import TokenIds
+from ..rollouts.local.cache_probe import Rows, rows_of, takes_own_cache
+from ..rollouts.local.sessions import DenseSession, RaggedSession, RereadSession
 from ..rollouts.noise import derive_seed
-from ..rollouts.sampling import choose_tokens, logit_chunks
-from ..rollouts.sessions import DenseSession, RaggedSession, RereadSession
+from ..rollouts.sampling import choose_tokens
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
-from ..files import flush, lock
+from ..core.errors import UsageError
+from ..core.files import flush, lock
 
 
 if TYPE_CHECKING:

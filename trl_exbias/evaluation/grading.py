@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingPackageError, UsageError, UsageTypeError
+from ..core.errors import MissingPackageError, UsageError, UsageTypeError
 from .answers import boxed_answer, flexible_answer, gsm8k_answer, gsm8k_gold
 from .figures import Figure
 

@@ -23,7 +23,7 @@ def load_model(folder: str | Path, options: Any):
     """
     from transformers import AutoConfig
 
-    from ..modeling import model_class
+    from ..core.modeling import model_class
 
     device = device_of(options)
     kwargs = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 
 
 ENGINES = ("transformers", "vllm")
@@ -136,7 +136,7 @@ class EvaluationOptions:
     @property
     def template_kwargs(self) -> dict[str, Any]:
         """`chat_template_kwargs`, read."""
-        from ..conversations import TEMPLATE_KWARGS, template_kwargs_of
+        from ..chat.conversations import TEMPLATE_KWARGS, template_kwargs_of
 
         return template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
 

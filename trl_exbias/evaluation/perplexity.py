@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .bootstrap import bootstrap_interval
 
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..rollouts.engine import TokenIds
+    from ..core.token_ids import TokenIds
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def sliding_nll(
     max_batch_tokens: int = 16384,
 ) -> np.ndarray:
     """The negative log-likelihoods, in nats, whose mean [`perplexity`] reports, in the order of the tokens."""
-    from ..trajectories import starts
-    from .likelihood import label_nll
+    from ..core.likelihood import label_nll
+    from ..methods.dad_dagger.trajectories import starts
 
     contexts, targets = [], []
     for document in token_ids:

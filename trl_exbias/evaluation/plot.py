@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MissingPackageError
+from ..core.errors import MissingPackageError
 
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ def prompt_and_response(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase
     """
     A row's prompt as training has it, and the tokens of its answer after it, up to what ends it; none without an answer.
     """
-    from ..prompts import conversation_prompt_ids, prompt_ids, response_after_prompt
-    from ..stop_tokens import turn_end
+    from ..chat.prompts import conversation_prompt_ids, prompt_ids, response_after_prompt
+    from ..chat.stop_tokens import turn_end
 
     if row.get("completion"):
         ids, response = response_after_prompt(row, "prompt-completion", tokenizer)
@@ -28,7 +28,7 @@ def prompt_and_response(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase
 
 def as_conversation(row: dict[str, Any], template_kwargs: dict[str, Any]) -> dict[str, Any]:
     """A row of plain texts as a user turn and an assistant turn."""
-    from ..conversations import TEMPLATE_KWARGS
+    from ..chat.conversations import TEMPLATE_KWARGS
 
     turns = {"prompt": [{"role": "user", "content": row["prompt"]}]}
     if isinstance(row.get("completion"), str):
@@ -57,7 +57,7 @@ def last_turns(dataset: "Dataset") -> "Dataset":
 
 def readable(prompt: str | list[dict[str, Any]]) -> str:
     """A prompt for a judge: a single turn's text, or the turns with their roles; calls of tools as JSON."""
-    from ..template_form import text_of
+    from ..chat.template_form import text_of
 
     if isinstance(prompt, str):
         return prompt

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..core.likelihood import label_nll
+from ..core.token_ids import TokenIds
 from ..rollouts import SamplingOptions, TransformersEngine
-from ..rollouts.engine import TokenIds
-from .likelihood import label_nll
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..errors import MissingPackageError, UsageError, UsageTypeError
+from ..core.errors import MissingPackageError, UsageError, UsageTypeError
 from .figures import Figure
 
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from . import tasks
 from .figures import Figure, paired_difference
 from .options import EvaluationOptions
@@ -64,7 +64,7 @@ def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, An
         ValueError: for data, models or options that cannot be used; says what to do.
         ImportError: if a suite needs a package that is not installed; names the extra.
     """
-    from ..files import write_atomically
+    from ..core.files import write_atomically
 
     prepared = _prepare(models, options)
     judge = judge_client(options) if set(options.suites) & set(JUDGED) else None
@@ -255,7 +255,7 @@ def _closing(subject: Subject) -> Iterator[None]:
 
 
 def _versions() -> dict[str, str]:
-    from ..trainers.run_directory import versions
+    from ..run.run_directory import versions
 
     found = versions()
     for package in _PACKAGES:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .generations import Generation, GenerationStore, Made, Progress, generate
 from .identity import base_of_adapter, local_folder, model_fingerprint
 from .loading import device_of, load_model
@@ -126,7 +126,7 @@ class Subject:
         """The tokens that end a response."""
         from transformers import GenerationConfig
 
-        from ..stop_tokens import stop_token_ids
+        from ..chat.stop_tokens import stop_token_ids
 
         try:
             config = GenerationConfig.from_pretrained(self._base_folder)
@@ -234,8 +234,8 @@ class Subject:
 
     def _merged(self) -> Path:
         """A copy with the adapter merged, there as long as the engine: not every adapter can be served beside its base."""
-        from ..generation_config import make_saveable
-        from ..merging import merged
+        from ..core.generation_config import make_saveable
+        from ..core.merging import merged
 
         folder = tempfile.mkdtemp(prefix="trl-exbias-merged-")
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -246,7 +246,7 @@ class Subject:
         return Path(folder)
 
     def _batches(self, lengths: list[int]) -> list[list[int]]:
-        from ..rollouts.batching import token_batches
+        from ..core.batching import token_batches
 
         if self.options.engine == "vllm":
             rows = range(len(lengths))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .cuts import Cuts, cut_documents, response_ids
 from .options import EvaluationOptions
 from .prompted import as_conversation, last_turns, prompt_and_response, readable
@@ -81,9 +81,9 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     """
     from datasets import load_dataset
 
-    from ..cli.data_arguments import DataArguments
-    from ..cli.datasets import load_rows, render
-    from ..conversations import normalised
+    from ..chat.conversations import normalised
+    from ..settings.data_arguments import DataArguments
+    from ..settings.datasets import load_rows, render
 
     given = options.data_of(suite.name)
     if given is None and suite.data is None:
@@ -136,8 +136,8 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
 
 def _check_rows(dataset: "Dataset", numbers: list[int], suite: "Suite", options: EvaluationOptions) -> None:
     """Refuses rows that nothing can be asked of, or held against: the rows that training would refuse."""
-    from ..data_checks import dataset_form
-    from ..row_checks import raise_problems, row_problems
+    from ..chat.data_checks import dataset_form
+    from ..chat.row_checks import raise_problems, row_problems
 
     if len(dataset) == 0:
         raise UsageError(f"The data of `{suite.name}` have no rows.")
@@ -157,8 +157,8 @@ def _check_rows(dataset: "Dataset", numbers: list[int], suite: "Suite", options:
 
 
 def _check_references(dataset: "Dataset", numbers: list[int], name: str) -> None:
-    from ..row_checks import Problems, batches, raise_problems
-    from ..turns import is_list
+    from ..chat.row_checks import Problems, batches, raise_problems
+    from ..chat.turns import is_list
 
     problems = Problems(f"{len(dataset)} rows", numbers)
     for start, batch in batches(dataset, [name]):
@@ -175,7 +175,7 @@ def _check_references(dataset: "Dataset", numbers: list[int], name: str) -> None
 
 def items(rows: Rows, suite: "Suite", options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase") -> list[Item]:
     """The prompts of prompt-completion rows for one model's tokenizer."""
-    from ..token_checks import doubled_tokens
+    from ..chat.token_checks import doubled_tokens
 
     made = []
     conversation = is_conversation(suite, options, tokenizer)
@@ -249,7 +249,7 @@ def _has_references(dataset: "Dataset", options: EvaluationOptions) -> bool:
 
 
 def _answer(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    from ..answers import row_answer
+    from ..chat.answers import row_answer
 
     completion = row.get("completion")
     if not completion:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..modeling import backbone, base_causal_lm
+from ..core.modeling import backbone, base_causal_lm
 
 
 #: Name under which the stand-in is registered.

@@ -8,18 +8,18 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
-from ..correction import CorrectionTemplate
-from ..data_checks import TRAINING, check_rows, check_tokenizer, dataset_form, rows_of
-from ..errors import UsageError
-from ..prompts import response_after_prompt, token_ids
-from ..row_checks import raise_problems
-from ..stop_tokens import stop_token_ids
-from ..teacher import Teacher, check_tokenizers, shared_vocab_size
-from ..token_checks import doubled_tokens, embedding_problems
-from ..trainers.run_directory import check_output_dir
+from ..chat.conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
+from ..chat.data_checks import TRAINING, check_rows, check_tokenizer, dataset_form, rows_of
+from ..chat.prompts import response_after_prompt, token_ids
+from ..chat.row_checks import raise_problems
+from ..chat.stop_tokens import stop_token_ids
+from ..chat.token_checks import doubled_tokens, embedding_problems
+from ..core.errors import UsageError
+from ..methods.dad_dagger.teacher import Teacher, check_tokenizers, shared_vocab_size
+from ..methods.rac_template import CorrectionTemplate
+from ..run.run_directory import check_output_dir
+from ..settings.findings import Findings
 from .disk import write_problem
-from .findings import Findings
 from .hub import Hub, NotAtHand
 from .lengths import Lengths
 from .placement import Placement
@@ -102,7 +102,7 @@ def check_data(
     The first rows have a form that the method can train on, and nothing is wrong with any of them; returns the form.
 
     Args:
-        name (`str`): What a message calls their data set; see [`~trl_exbias.data_checks.named_parts`].
+        name (`str`): What a message calls their data set; see [`~trl_exbias.chat.data_checks.named_parts`].
     """
     rows, size = found.rows, None if config is None else config.get_text_config().vocab_size
     with findings.collect("data"):
@@ -223,7 +223,7 @@ def check_teacher(
     student: PretrainedConfig | None,
 ) -> PretrainedConfig | None:
     """DaD-DAgger: the teacher is there and speaks the student's tokens; returns its configuration."""
-    from ..trainers.dad_dagger import DaDDaggerTrainer, check_router
+    from ..methods.dad_dagger.trainer import DaDDaggerTrainer, check_router
 
     found = None
     with findings.collect("teacher"):
@@ -261,7 +261,7 @@ def check_teacher(
 
 def check_trajectories(findings: Findings, args: Any, **configs: PretrainedConfig | None) -> None:
     """DaD-DAgger: a trajectory fits the positions of student and teacher."""
-    from ..trainers.dad_dagger import check_positions
+    from ..methods.dad_dagger.trainer import check_positions
 
     for name, config in configs.items():
         with findings.collect(name):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..trainers.plan import RunPlan
+from ..loop.plan import RunPlan
 from .memory import precision
 from .model import ModelFacts
 from .optimizer import state_bytes

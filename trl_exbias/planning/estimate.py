@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from ..trainers.rac import RACConfig
-from ..trainers.spin import SPINConfig
+from ..methods.rac import RACConfig
+from ..methods.spin import SPINConfig
+from ..settings.findings import Findings
 from .activations import Activations, count_activations
-from .findings import Findings
 from .lm_head import HeadMemory, distillation_head, fused_head
 from .memory import (
     Moment,

@@ -10,8 +10,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import UsageError
-from ..local_names import is_local
+from ..core.errors import UsageError
+from ..core.local_names import is_local
 
 
 _TIMEOUT = 2.0  # seconds

@@ -7,11 +7,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..branches import CONTEXT_LENGTH, PROMPT, REFERENCE
-from ..conversations import TEMPLATE_KWARGS, message_columns, normalised, split_turns, template_kwargs_of
-from ..correction import CorrectionTemplate
-from ..prompts import place_response, token_ids
-from ..trajectories import starts
+from ..chat.conversations import TEMPLATE_KWARGS, message_columns, normalised, split_turns, template_kwargs_of
+from ..chat.prompts import place_response, token_ids
+from ..core.branches import CONTEXT_LENGTH, PROMPT, REFERENCE
+from ..methods.dad_dagger.trajectories import starts
+from ..methods.rac_template import CorrectionTemplate
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def measure(
     Args:
         rows (`datasets.Dataset`): The first rows.
         num_sources (`int`): Rows of the source that they were made of.
-        form (`str`): Of [`~trl_exbias.data_checks.dataset_form`].
+        form (`str`): Of [`~trl_exbias.chat.data_checks.dataset_form`].
         cuts_trajectories (`bool`): Whether the method trains on trajectories instead of whole responses.
     """
     rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))

@@ -2,7 +2,7 @@
 
 Both work in chunks, so that the logits of all positions never stand at once; what stands is a number of tiles of a chunk, and
 the gradients of the hidden states and of the head's weight, summed in float32. The numbers of tiles are read off the code of
-TRL 1.16 (`trl/kernels/chunked_logprob.py`) and of `trl_exbias/distillation.py`; a benchmark measures them
+TRL 1.16 (`trl/kernels/chunked_logprob.py`) and of `trl_exbias/core/distillation.py`; a benchmark measures them
 (`python -m examples.benchmarks.memory_plan`).
 """
 
@@ -12,7 +12,7 @@ import torch
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from ..distillation import _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ELSEWHERE
+from ..core.distillation import _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ELSEWHERE
 
 
 # Float32 tiles besides the buffer of the matrix product, where the tile is folded with torch's own operations (no Triton):
@@ -79,7 +79,7 @@ def distillation_head(
     on_cpu: bool = False,
 ) -> HeadMemory:
     """
-    As [`fused_head`], of [`~trl_exbias.distillation.distillation_scores`].
+    As [`fused_head`], of [`~trl_exbias.core.distillation.distillation_scores`].
 
     Args:
         softened (`bool`): Whether hard and soft labels need logits of their own (`kd_temperature` other than 1).

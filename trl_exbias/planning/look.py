@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import get_peft_config
 
-from ..data_checks import TRAINING, evaluation_name, readable
+from ..chat.data_checks import TRAINING, evaluation_name, readable
+from ..settings.findings import Findings
 from . import checks, disk
 from .estimate import Estimate, estimate, shares_context
-from .findings import Findings
 from .hub import Hub, NotAtHand
 from .lengths import Lengths, measure
 from .memory import GIB
@@ -20,8 +20,8 @@ from .rows import FirstRows, first_rows
 
 
 if TYPE_CHECKING:
-    from ..cli.arguments import Arguments
-    from ..trainers.plan import RunPlan
+    from ..loop.plan import RunPlan
+    from ..settings.arguments import Arguments
 
 # Of a device's memory that is not for tensors: the driver's context, kernels, and what the allocator cannot hand out.
 _RESERVED = 0.06

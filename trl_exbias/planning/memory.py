@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .activations import Activations
 from .lm_head import HeadMemory
 from .model import ModelFacts

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..modeling import LMHead, base_causal_lm, model_class
-from ..trainable import freeze_all_but
+from ..core.modeling import LMHead, base_causal_lm, model_class
+from ..core.trainable import freeze_all_but
 from .activations import ATTENTION
 from .placement import Placement
 

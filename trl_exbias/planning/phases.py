@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..trainers.plan import Phase, RunPlan, batches_per_epoch, phases_of
+from ..loop.plan import Phase, RunPlan, batches_per_epoch, phases_of
 from .lengths import Lengths
 
 

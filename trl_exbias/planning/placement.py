@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 
 
 SHARDINGS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp")

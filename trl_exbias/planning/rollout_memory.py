@@ -5,9 +5,9 @@ No gradients stand then. What comes and goes: keys and values, a layer's activat
 
 import torch
 
-from ..fingerprint import _CHUNK_ELEMENTS as _FINGERPRINT_ELEMENTS
-from ..rollouts.sampling import _CHUNK_ELEMENTS
-from ..rollouts.sessions import _PREFILL_TOKENS, _PREFILL_TOKENS_ELSEWHERE
+from ..core.fingerprint import _CHUNK_ELEMENTS as _FINGERPRINT_ELEMENTS
+from ..core.reading import _CHUNK_ELEMENTS
+from ..rollouts.local.sessions import _PREFILL_TOKENS, _PREFILL_TOKENS_ELSEWHERE
 from .memory import Moment, Standing, autocast_copies, casts_model, compute_dtype
 from .model import ModelFacts
 from .placement import Placement

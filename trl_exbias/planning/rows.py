@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, ReadInstruction, load_dataset, load_dataset_builder
 
-from ..cli.data_arguments import DataArguments
-from ..cli.datasets import load_rows, render
-from ..errors import UsageError
+from ..core.errors import UsageError
+from ..settings.data_arguments import DataArguments
+from ..settings.datasets import load_rows, render
 from .hub import Hub, NotAtHand
 
 
@@ -43,7 +43,7 @@ class FirstRows:
 
 def first_rows(data_args: DataArguments, mixture: Any, kind: str, hub: Hub, whole_documents: bool = False) -> FirstRows:
     """
-    The first rows of the `"train"` or `"test"` data, as [`~trl_exbias.cli.datasets.load_split`] would give them.
+    The first rows of the `"train"` or `"test"` data, as [`~trl_exbias.settings.datasets.load_split`] would give them.
 
     Raises:
         NotAtHand: if the data are on the hub, which is away, and not in the cache.

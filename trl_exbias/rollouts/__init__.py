@@ -1,9 +1,9 @@
 from .engine import RolloutEngine, SamplingOptions
-from .engine_process import RolloutEngineError
+from .local.engine import TransformersEngine
 from .split import SplitEngine
-from .transformers import TransformersEngine
-from .vllm import VLLMEngine
-from .vllm_server import VLLMServerEngine
+from .vllm.engine import VLLMEngine
+from .vllm.process import RolloutEngineError
+from .vllm.server import VLLMServerEngine
 
 
 __all__ = [

@@ -2,13 +2,10 @@
 
 import torch
 
-from ..modeling import LMHead
+from ..core.modeling import LMHead
+from ..core.reading import logit_chunks
 from .engine import SamplingOptions
 from .noise import add_gumbel_
-
-
-# Logits that exist at one time: 2^24 floats are 64 MiB.
-_CHUNK_ELEMENTS = 1 << 24
 
 
 def choose_tokens(
@@ -32,19 +29,6 @@ def choose_tokens(
             add_gumbel_(scores, options.seed, example_ids[rows], positions[rows])
         chosen.append(scores.argmax(-1))
     return torch.cat(chosen).tolist() if chosen else []
-
-
-def most_probable(head: LMHead, hidden: torch.Tensor) -> torch.Tensor:
-    """The argmax of each row's logits (ties: the lowest id), never holding more than one chunk of logits."""
-    if len(hidden) == 0:
-        return torch.empty(0, dtype=torch.long, device=hidden.device)
-    return torch.cat([head(hidden[rows]).argmax(-1) for rows in logit_chunks(hidden, head.vocab_size)])
-
-
-def logit_chunks(hidden: torch.Tensor, vocab_size: int) -> list[slice]:
-    """Slices of `hidden`'s rows that are small enough for their logits to be held at once."""
-    step = max(1, _CHUNK_ELEMENTS // vocab_size)
-    return [slice(start, start + step) for start in range(0, len(hidden), step)]
 
 
 def filter_logits_(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:

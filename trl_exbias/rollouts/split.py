@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from .engine import RolloutEngine, SamplingOptions, TokenIds
+from ..core.token_ids import TokenIds
+from .engine import RolloutEngine, SamplingOptions
 
 
 class SplitEngine:

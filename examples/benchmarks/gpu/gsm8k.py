@@ -15,16 +15,16 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PrinterCallback
 
 from trl_exbias import BASHConfig, BASHTrainer, RACConfig, RACTrainer, SPINConfig, SPINTrainer
+from trl_exbias.chat.prompts import conversation_prompt_ids
+from trl_exbias.chat.stop_tokens import stop_token_ids
 from trl_exbias.comparing.compute import trained_tokens
-from trl_exbias.correction import CorrectionTemplate
 from trl_exbias.demo.embedded_model import embedded_model_folder
 from trl_exbias.demo.word_problems import word_problems
 from trl_exbias.evaluation import gsm8k_correct
 from trl_exbias.evaluation.bootstrap import bootstrap_interval
 from trl_exbias.evaluation.responses import response_cross_entropy
-from trl_exbias.prompts import conversation_prompt_ids
+from trl_exbias.methods.rac_template import CorrectionTemplate
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
-from trl_exbias.stop_tokens import stop_token_ids
 
 from .common import QUIET, arguments, device, precision
 from .parts import data_folder

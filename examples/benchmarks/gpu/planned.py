@@ -7,11 +7,11 @@ from typing import Any
 from transformers import PretrainedConfig
 from trl import ModelConfig, get_peft_config
 
-from trl_exbias.branches import BranchedExample
+from trl_exbias.core.branches import BranchedExample
 from trl_exbias.planning.estimate import estimate
-from trl_exbias.planning.findings import Findings
 from trl_exbias.planning.phases import Layout, PlannedPhase
 from trl_exbias.planning.placement import Placement
+from trl_exbias.settings.findings import Findings
 
 
 def model_config(path: str | Path, lora_rank: int | None, dtype: str) -> ModelConfig:

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from trl_exbias.modeling import LMHead, inference, read_backbone
+from trl_exbias.core.modeling import LMHead, inference, read_backbone
 
 from .common import device
 

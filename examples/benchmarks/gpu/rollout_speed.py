@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from trl_exbias.modeling import inference
+from trl_exbias.core.modeling import inference
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
+from trl_exbias.rollouts.local.engine import _Mixing
 from trl_exbias.rollouts.noise import uniform
-from trl_exbias.rollouts.transformers import _Mixing
 
 from .common import seconds_of
 

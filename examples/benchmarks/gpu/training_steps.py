@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.branches import GOLD, Branch, BranchedExample
+from trl_exbias.core.branches import GOLD, Branch, BranchedExample
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
 from trl_exbias.rollouts.noise import uniform
 

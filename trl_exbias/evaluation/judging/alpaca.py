@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import MissingPackageError, UsageError
+from ...core.errors import MissingPackageError, UsageError
 from ..figures import Figure
 from .client import JudgeClient
 from .requests import JudgeAnswer, Judged, JudgeRequest, Message

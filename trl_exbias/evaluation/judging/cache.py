@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 from .requests import JudgeAnswer
 
 

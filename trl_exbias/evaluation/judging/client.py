@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 from .cache import AnswerCache
 from .endpoint import Endpoint, JudgeError
 from .estimate import Estimate, estimate

@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from ...errors import MissingPackageError
+from ...core.errors import MissingPackageError
 from .requests import JudgeAnswer, JudgeRequest
 
 

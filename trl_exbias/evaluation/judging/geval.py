@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 from ..figures import Figure
 from .client import JudgeClient
 from .endpoint import JudgeError

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 from .requests import fingerprint
 
 

@@ -11,7 +11,7 @@ import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 from .requests import Message
 
 

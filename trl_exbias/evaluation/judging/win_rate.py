@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 from ..figures import Figure
 from .client import JudgeClient
 from .length_adjusted import length_adjusted_win_rate

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...errors import UsageError
+from ...core.errors import UsageError
 from ..figures import Figure
 from ..options import EvaluationOptions
 from ..work import Work

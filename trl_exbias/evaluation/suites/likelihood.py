@@ -41,7 +41,7 @@ def _figures(work: Work) -> dict[str, Figure]:
 
 def _of_documents(work: Work, model, tokenizer) -> tuple[np.ndarray, list[str], list[str]]:
     """Every stride-th token behind exactly `context_length` true ones: its NLL, its place and its text."""
-    from ...trajectories import starts
+    from ...methods.dad_dagger.trajectories import starts
     from ..perplexity import sliding_nll
 
     length, stride = work.options.context_length, work.cuts.stride
@@ -53,7 +53,7 @@ def _of_documents(work: Work, model, tokenizer) -> tuple[np.ndarray, list[str], 
 
 
 def _of_responses(model, contexts, responses) -> tuple[np.ndarray, np.ndarray]:
-    from ..likelihood import label_nll
+    from ...core.likelihood import label_nll
 
     rows = label_nll(model, contexts, responses, responses, 0)
     return np.array([sum(row) for row in rows]), np.array([float(len(row)) for row in rows])

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingPackageError
+from ...core.errors import MissingPackageError
 from ..figures import Figure
 from ..subject import Sampling
 

@@ -1,0 +1,81 @@
+"""Gold rows with their branches, looked up as they are read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, Branch, concatenate
+from .soft_labels import SoftLabelCache, soft_label_key
+
+
+_GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH, PROMPT]
+_BRANCH_COLUMNS = ["kind", "input_ids", "labels", "weight", "score"]
+
+
+class JointDataset(torch.utils.data.Dataset):
+    """
+    The data of a joint phase: each gold row, and under `branches` every branch that the given rollouts have for it.
+
+    Args:
+        gold (`datasets.Dataset`):
+            The prepared training data (`input_ids`, `labels`, `context_length`; the prompts of rollouts where they differ).
+        rollouts (`list[datasets.Dataset]`):
+            Branches of one or more iterations, as [`~trl_exbias.run.rollout_store.RolloutStore.read`] returns them.
+        rows (`list[int]`, *optional*):
+            Rows of `gold` to keep, in order. Default: all.
+        soft_labels ([`SoftLabelCache`], *optional*):
+            Where every branch has a teacher's labels; those of a row are added under `soft_labels`, in the order of its
+            branches, gold first.
+    """
+
+    def __init__(
+        self,
+        gold: Dataset,
+        rollouts: list[Dataset],
+        rows: list[int] | None = None,
+        soft_labels: SoftLabelCache | None = None,
+    ):
+        self.gold = gold.select_columns([name for name in _GOLD_COLUMNS if name in gold.column_names])
+        self.rows = list(range(len(gold))) if rows is None else rows
+        self.rollouts = [part.select_columns(_BRANCH_COLUMNS) for part in rollouts]
+        self.soft_labels = soft_labels
+        self._places = [_places_by_example(part) for part in rollouts]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place = self.rows[index]
+        row = {**self.gold[place], ROW: place, "branches": self._branches(place)}
+        if self.soft_labels is not None:
+            row["soft_labels"] = concatenate(
+                self.soft_labels.get(soft_label_key(context_ids, branch)) for context_ids, branch in labelled(row)
+            )
+        return row
+
+    def _branches(self, row: int) -> list[dict[str, Any]]:
+        return [
+            part[place]
+            for part, places in zip(self.rollouts, self._places, strict=True)
+            for place in places.get(row, ())
+        ]
+
+
+def labelled(row: dict[str, Any]) -> Iterator[tuple[list[int], Branch]]:
+    """Each branch of a joint row that has a label at all, gold first, with the context that it stands after."""
+    split, prompt = row[CONTEXT_LENGTH], row.get(PROMPT)
+    context = row["input_ids"][:split]
+    gold = Branch(GOLD, row["input_ids"][split:], row["labels"][split:])
+    for branch in (gold, *(Branch(**fields) for fields in row["branches"])):
+        if any(label != -100 for label in branch.labels):
+            yield context if prompt is None or branch.kind == GOLD else prompt, branch
+
+
+def _places_by_example(rollouts: Dataset) -> dict[int, list[int]]:
+    places: dict[int, list[int]] = {}
+    for place, example_id in enumerate(np.asarray(rollouts["example_id"])):
+        places.setdefault(int(example_id), []).append(place)
+    return places

@@ -1,0 +1,62 @@
+"""Negative log-likelihoods of given labels along given tokens, in batches, without a full logits tensor."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .batching import run_in_batches
+from .model_check import check_model
+from .modeling import LMHead, inference
+from .reading import logit_chunks, read_along
+from .token_ids import TokenIds, check_prompts
+
+
+def label_nll(
+    model: nn.Module,
+    contexts: Sequence[TokenIds],
+    continuations: Sequence[TokenIds],
+    labels: Sequence[TokenIds],
+    pad_token_id: int,
+    max_batch_tokens: int = 16384,
+) -> list[list[float]]:
+    """
+    `−log p(label_j | context, continuation_<j)` in nats, for every position j with a label.
+
+    With `labels = continuations` this is the teacher-forced NLL. With gold labels along the model's own tokens it is
+    the NLL that free-running cross-entropy averages.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Left as it was found.
+        contexts, continuations, labels (`Sequence[Sequence[int]]`): One entry a row; labels of -100 give no entry.
+        pad_token_id (`int`): Any valid token id.
+
+    Returns:
+        `list[list[float]]`: For each row, the NLLs in order.
+    """
+    check_prompts(contexts, continuations, labels, example_ids=None)
+    head = LMHead(model)
+    out: list[list[float]] = [[] for _ in contexts]
+    rows_to_run = [row for row, row_labels in enumerate(labels) if any(label != -100 for label in row_labels)]
+
+    def run(batch: list[int]) -> None:
+        rows = [rows_to_run[i] for i in batch]
+        hidden = read_along(model, [contexts[row] for row in rows], [continuations[row] for row in rows], pad_token_id)
+        targets = torch.tensor([label for row in rows for label in labels[row]], device=hidden.device)
+        hidden, targets = hidden[targets != -100], targets[targets != -100]
+        nll = torch.cat(
+            [
+                F.cross_entropy(head(hidden[part]), targets[part], reduction="none")
+                for part in logit_chunks(hidden, head.vocab_size)
+            ]
+        ).tolist()
+        for row in rows:
+            count = sum(label != -100 for label in labels[row])
+            out[row], nll = nll[:count], nll[count:]
+
+    if rows_to_run:
+        check_model(model)
+        with inference(model):
+            run_in_batches(run, [len(contexts[row]) + len(continuations[row]) for row in rows_to_run], max_batch_tokens)
+    return out

@@ -1,0 +1,200 @@
+"""What the package needs to know of a causal language model: its backbone, its LM head, which attention masks it takes.
+
+Shapes: B batch, L tokens of a row, K keys, H hidden size, V vocabulary.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import transformers
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from .sharding import compute_device, in_forward
+
+
+def base_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The causal LM itself: a PEFT model's adapters live inside its layers, so its base model is what computes."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_multimodal(config: PretrainedConfig) -> bool:
+    """Whether the language model is a part of the model, beside those of other modalities."""
+    return config.get_text_config() is not config
+
+
+def model_class(config: PretrainedConfig) -> type:
+    """What loads a model of this configuration, as TRL 1.16 does: the whole of a multimodal one, of whatever auto class."""
+    name = (config.architectures or [""])[0]
+    if name.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
+        return getattr(transformers, name, AutoModelForCausalLM)
+    return AutoModelForCausalLM
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The part of a causal LM that ends in the last hidden states (`LlamaModel` of a `LlamaForCausalLM`)."""
+    base = base_causal_lm(model)
+    if base.base_model is not base:
+        return base.base_model
+    # Llama 4 and Mllama: their prefix names a part that they do not have.
+    embeddings = base.get_input_embeddings()
+    parts = [part for part in base.children() if isinstance(part, PreTrainedModel)]
+    part = next((part for part in parts if part.get_input_embeddings() is embeddings), None)
+    return base if part is None else backbone(part)
+
+
+def read_backbone(model: nn.Module, **inputs):
+    """The backbone's output for `inputs`, without gradient; also outside the forward of a model that FSDP2 shards."""
+    return in_forward(model, lambda: backbone(model)(**inputs))
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where the model reads its input; with a `device_map`, the head may be elsewhere."""
+    return compute_device(base_causal_lm(model).get_input_embeddings().weight)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """The number of positions that the model's configuration has; `None` where it names none."""
+    return getattr(base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+class LMHead:
+    """
+    Turns last hidden states into logits exactly as the model's own forward does.
+
+    Architectures scale or soft-cap their logits after the projection; the names of the scales are the ones TRL 1.16's
+    fused LM head reads (`trl/trainer/utils.py`, `add_fused_lm_head`). That there is no other is what
+    [`~trl_exbias.core.model_check.check_model`] makes sure of.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model.
+    """
+
+    def __init__(self, model: nn.Module):
+        base = base_causal_lm(model)
+        config = base.config.get_text_config()
+        self.projection = base.get_output_embeddings()
+        # Of a model that is not sharded, nothing but the head is kept alive.
+        self._root = model if isinstance(model, FSDPModule) else None
+        self.softcap = next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None)) is not None), None)
+        self.scale = _logit_scale(config)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the output embedding, padding rows included."""
+        return self.projection.out_features
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of `hidden` `(..., H)`: float32 of shape `(..., V)`."""
+        return self.finish(self.raw(hidden))
+
+    def raw(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the projection alone gives."""
+        # The module is called, not its weight read: ZeRO-3 and FSDP2 gather a sharded weight in the module's hooks.
+        hidden = hidden.to(compute_device(self.projection.weight))
+        return in_forward(self._root, lambda: self.projection(hidden))
+
+    def finish(self, projected: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of what the projection alone gives: scaled, then soft-capped."""
+        logits = projected.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+    def finish_backward(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The gradient of the projection, from that of the finished logits."""
+        if self.softcap is not None:
+            grad = grad * (1 - (logits / self.softcap) ** 2)
+        return grad * self.scale if self.scale != 1.0 else grad
+
+
+# Gemma, RecurrentGemma, xLSTM.
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def _logit_scale(config: PretrainedConfig) -> float:
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is not None:
+        return scaling if config.model_type == "hyperclovax" else 1 / scaling
+    return 1.0
+
+
+def attention_window(config: PretrainedConfig) -> int | None:
+    """
+    The shortest span, in tokens, that any layer's attention is limited to; `None` where every layer sees everything.
+
+    A hand-made 4-D mask replaces the windowed mask that the model would build, so it is right only for rows that no
+    window would cut.
+    """
+    config = config.get_text_config()
+    windows = []
+    if getattr(config, "use_sliding_window", True):
+        windows.append(getattr(config, "sliding_window", None))
+    windows.append(getattr(config, "attention_chunk_size", None))
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+        windows.append(getattr(config, "window_size", None))
+    return min((window for window in windows if window), default=None)
+
+
+MASKABLE_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+def attention_mask_4d(allowed: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """
+    Casts a boolean mask `(B, 1, L, K)`, true where a query may see a key, to the form the attention implementation takes.
+
+    `sdpa` reads booleans; `eager` adds the mask to its scores, so a boolean one would be silently wrong.
+    """
+    if config._attn_implementation == "sdpa":
+        return allowed
+    mask = torch.zeros(allowed.shape, device=allowed.device)
+    # Half precision's range: the mask may be cast to the dtype of the scores.
+    return mask.masked_fill(~allowed, torch.finfo(torch.float16).min)
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """
+    Runs the block with the model as a user would find it at inference, and puts everything back, also on an exception.
+
+    Evaluation mode switches off dropout, NEFTune noise and gradient checkpointing (all of which act in training mode
+    only); no graph is recorded; an attention implementation that takes no custom mask (FlashAttention-2) is replaced
+    by `sdpa` for the time being.
+    """
+    base = base_causal_lm(model)
+    training = [module for module in model.modules() if module.training]
+    implementation = base.config._attn_implementation
+    try:
+        model.eval()
+        if implementation not in MASKABLE_IMPLEMENTATIONS and base._supports_sdpa:
+            base.set_attn_implementation("sdpa")
+        with torch.no_grad():
+            yield
+    finally:
+        if base.config._attn_implementation != implementation:
+            base.set_attn_implementation(implementation)
+        # Module by module: a frozen part that the user keeps in evaluation mode stays in it.
+        for module in training:
+            module.training = True
+        for module in training:
+            if hasattr(module, "_rescale_layers"):
+                # RWKV divides weights in place when it is run in evaluation mode, and undoes it at the next forward in
+                # training: a checkpoint written in between would hold the divided ones.
+                module._rescale_layers()
+
+
+def agreement_tolerance(model: nn.Module, dtype: torch.dtype) -> float:
+    """Relative distance of hidden states of this type below which two ways of computing them agree but for rounding."""
+    exact = (torch.float32, torch.float64)
+    # Float32 may hide products in half precision: under autocast, FSDP2's mixed precision, over a quantized base.
+    if dtype not in exact or torch.is_autocast_enabled(model_device(model).type) or isinstance(model, FSDPModule):
+        return 5e-2
+    return 1e-3 if all(p.dtype in exact for p in base_causal_lm(model).parameters()) else 5e-2

@@ -1,0 +1,302 @@
+"""Configuration of the iterative trainers."""
+
+import logging
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from ..chat.conversations import TEMPLATE_KWARGS, template_kwargs_of
+from ..core.errors import UsageError, UsageTypeError
+from ..rollouts.vllm.verbs import MIX_STRATEGIES
+
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("transformers", "vllm")
+TURNS = ("last", "all")
+
+
+@dataclass
+class IterativeSFTConfig(SFTConfig):
+    """
+    Configuration of the [`IterativeSFTTrainer`]: every argument of [`~trl.SFTConfig`], and the loop's own.
+
+    > [!NOTE]
+    > `num_train_epochs` counts the epochs of **each iteration** and defaults to `1`. `bf16` defaults to `False` on a
+    > machine without an accelerator.
+
+    Raises:
+        ValueError: before anything is loaded, with every invalid value and invalid combination at once.
+    """
+
+    # The method's own settings that tell rollouts apart; an interrupted run may only be resumed with the same ones.
+    _rollout_settings = ("temperature", "top_p", "top_k", "num_rollouts", "rollout_turns", "max_length")
+
+    num_train_epochs: float = field(
+        default=1.0, metadata={"help": "Epochs of joint training on gold and rollouts in each iteration."}
+    )
+    num_iterations: int = field(
+        default=1, metadata={"help": "Iterations: roll out with the current policy, then train on gold and rollouts."}
+    )
+    sft_epochs: float = field(
+        default=1.0,
+        metadata={"help": "Epochs of plain SFT before the first rollout. 0 where the model is an SFT model already."},
+    )
+    epochs_per_iteration: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs of each iteration, where they differ; one number an iteration. Default: `num_train_epochs`."
+        },
+    )
+    num_rollouts: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows rolled out in each iteration, drawn anew each time; the others train on gold. Default: all."
+        },
+    )
+    rollout_engine: str = field(
+        default="transformers",
+        metadata={
+            "help": "What rolls out: 'transformers' (the training model, in place) or 'vllm' (a process of its own, for the "
+            "length of each rollout phase).",
+            "choices": list(ENGINES),
+        },
+    )
+    vllm_server_base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "A running `vllm serve --tokens-only` to roll out with, e.g. http://127.0.0.1:8000, instead of a process "
+            "of the run's own; its key, if it has one, is in the environment variable VLLM_API_KEY."
+        },
+    )
+    vllm_gpu_memory_utilization: float | None = field(
+        default=None,
+        metadata={"help": "Share of a GPU's memory that vLLM may take. Default: most of what training leaves free."},
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "GPUs, and training processes, that share one vLLM engine."}
+    )
+    vllm_mix_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "How vLLM mixes: 'forced' (a step for each token) or 'continue' (a step for each drawn token). Default: "
+            "'continue' on a CPU, 'forced' elsewhere.",
+            "choices": list(MIX_STRATEGIES),
+        },
+    )
+    vllm_timeout: float = field(
+        default=900.0,
+        metadata={"help": "Seconds without a sign of life after which vLLM's process is given up and started again."},
+    )
+    vllm_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Further arguments of `vllm.LLM`: max_num_seqs, quantization, …"}
+    )
+    rollout_batch_tokens: int = field(
+        default=16384,
+        metadata={"help": "Tokens of one rollout batch with padding; halved by itself when memory runs out."},
+    )
+    rollout_turns: str = field(
+        default="last",
+        metadata={
+            "help": "Which assistant turns of a conversation are responses: the 'last' one, or 'all', each as a row of "
+            "its own (trained on that turn alone).",
+            "choices": list(TURNS),
+        },
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template for all rows, e.g. '{\"enable_thinking\": false}'; a row's own, in a column "
+            "of this name, win."
+        },
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the rollouts; 0 is greedy."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Nucleus of the rollouts' sampling; 1 is the whole distribution."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Most probable tokens that rollouts are drawn from; 0 is all."})
+    sft_weight: float = field(default=1.0, metadata={"help": "Weight of the gold response's loss in joint training."})
+    rollout_weight: float = field(default=1.0, metadata={"help": "Weight of the rollouts' loss in joint training."})
+    max_degenerate_rate: float = field(
+        default=0.95,
+        metadata={
+            "help": "Share of a phase's sampled responses that may be empty, end in the middle of a turn, be cut off at "
+            "`max_new_tokens`, or be one token over and over, before the run stops; from 0.3 on it warns. 1 never stops."
+        },
+    )
+    restart_lr_schedule: bool = field(
+        default=False,
+        metadata={
+            "help": "Restart the learning-rate schedule, warm-up included, with each phase instead of planning it over all."
+        },
+    )
+    iteration_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluations in a row without a better `metric_for_best_model` (default: loss) after which an "
+            "iteration ends early; its best weights then roll out. Default: off."
+        },
+    )
+    num_rollouts_to_print: int = field(
+        default=3, metadata={"help": "Sample rollouts shown after each rollout phase (needs `rich`); 0 for none."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove the run that `output_dir` holds instead of refusing to start."}
+    )
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "vllm_init_kwargs", "chat_template_kwargs"]
+
+    def __post_init__(self):
+        # First of all: TRL's own checks come with a hardware check that would hide these mistakes.
+        problems = self.problems()
+        if problems:
+            lines = "\n".join(f"- {problem}" for problem in problems)
+            raise UsageError(f"{type(self).__name__}: {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
+        if self.bf16 is None and not self.fp16 and not torch.accelerator.is_available():
+            self.bf16 = False
+        super().__post_init__()
+
+    def problems(self) -> list[str]:
+        """Every invalid value and combination, as one line each: what was given, what is allowed, what to do."""
+        found = [
+            f"`{name}` must be {allowed}, got {getattr(self, name)!r}."
+            for name, is_valid, allowed in (
+                ("num_iterations", _number(self.num_iterations) >= 0, "0 or more"),
+                ("sft_epochs", _number(self.sft_epochs) >= 0, "0 or more"),
+                (
+                    "num_rollouts",
+                    self.num_rollouts is None or _number(self.num_rollouts) >= 1,
+                    "at least 1, or None for all rows",
+                ),
+                ("rollout_engine", self.rollout_engine in ENGINES, f"one of {', '.join(ENGINES)}"),
+                (
+                    "vllm_gpu_memory_utilization",
+                    self.vllm_gpu_memory_utilization is None or 0 < _number(self.vllm_gpu_memory_utilization) <= 1,
+                    "in (0, 1], or None for what training leaves free",
+                ),
+                ("vllm_tensor_parallel_size", _number(self.vllm_tensor_parallel_size) >= 1, "at least 1"),
+                (
+                    "vllm_mix_strategy",
+                    self.vllm_mix_strategy in (None, *MIX_STRATEGIES),
+                    f"one of {', '.join(MIX_STRATEGIES)}, or None",
+                ),
+                (
+                    "vllm_server_base_url",
+                    re.match("https?://[^/]", str(self.vllm_server_base_url or "http://_")) is not None,
+                    "an address such as http://127.0.0.1:8000",
+                ),
+                ("vllm_timeout", _number(self.vllm_timeout) > 0, "above 0"),
+                ("rollout_batch_tokens", _number(self.rollout_batch_tokens) >= 1, "at least 1"),
+                ("rollout_turns", self.rollout_turns in TURNS, f"one of {', '.join(TURNS)}"),
+                ("temperature", _number(self.temperature) >= 0, "0 (greedy) or more"),
+                ("top_p", 0 < _number(self.top_p) <= 1, "in (0, 1]"),
+                ("top_k", _number(self.top_k) >= 0, "0 (off) or more"),
+                ("max_degenerate_rate", 0 <= _number(self.max_degenerate_rate) <= 1, "in [0, 1]"),
+                ("sft_weight", _number(self.sft_weight) >= 0, "0 or more"),
+                ("rollout_weight", _number(self.rollout_weight) >= 0, "0 or more"),
+                (
+                    "iteration_patience",
+                    self.iteration_patience is None or _number(self.iteration_patience) >= 1,
+                    "at least 1, or None to never end an iteration early",
+                ),
+                ("num_rollouts_to_print", _number(self.num_rollouts_to_print) >= 0, "0 or more"),
+            )
+            if not is_valid
+        ]
+        epochs = self.epochs_per_iteration
+        if epochs is not None and (len(epochs) != self.num_iterations or not all(_number(e) > 0 for e in epochs)):
+            found.append(
+                f"`epochs_per_iteration` must be one positive number for each of the {self.num_iterations} iterations, "
+                f"got {epochs!r}."
+            )
+        try:
+            template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
+        except ValueError as error:
+            found.append(str(error))
+        if not self.is_plain_sft:
+            found += _problems_with_branches(self)
+        if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:
+            found.append("`num_iterations=0` and `sft_epochs=0` leave nothing to train.")
+        return found
+
+    @property
+    def is_plain_sft(self) -> bool:
+        """Whether nothing rolls out and the data are TRL's own: the run is SFT, and whatever [`~trl.SFTTrainer`] takes is taken."""
+        return self.num_iterations == 0 and self.rollout_turns == "last"
+
+    def rollout_settings(self) -> dict[str, Any]:
+        """The settings that the rollouts of a run depend on."""
+        return {name: getattr(self, name) for name in self._rollout_settings}
+
+    @classmethod
+    def of(cls, args: TrainingArguments | None, model: Any, trainer: type) -> "IterativeSFTConfig":
+        """
+        `args` as this class, for a trainer class: TRL's own [`~trl.SFTConfig`] is accepted, with this class's own settings at their defaults.
+
+        Raises:
+            TypeError: for another method's configuration.
+        """
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            return cls(f"{Path(name).name}-{trainer._name.replace(' ', '-')}")
+        if isinstance(args, cls):
+            return args
+        if isinstance(args, IterativeSFTConfig):
+            raise UsageTypeError(f"{trainer.__name__} takes a {cls.__name__}, got a {type(args).__name__}.")
+        own = {f.name for f in fields(cls) if f.init}
+        config = cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init and f.name in own})
+        for name, value in vars(args).items():  # what a subclass of TRL's has besides
+            if not (name.startswith("_") or name in vars(config) or hasattr(cls, name)):
+                setattr(config, name, value)
+        logger.warning(
+            f"`num_train_epochs={args.num_train_epochs:g}` of the {type(args).__name__} counts for each iteration: this run is "
+            f"{config.sft_epochs:g} epochs of SFT and {config.num_iterations} iteration(s) of {config.num_train_epochs:g} epochs. "
+            f"A {cls.__name__} sets `sft_epochs` and `num_iterations`."
+        )
+        return config
+
+
+def _problems_with_branches(args: IterativeSFTConfig) -> list[str]:
+    """Settings of TRL's that a run with rollouts cannot have; each is on the page "Differences from SFTTrainer"."""
+    found = [
+        f"`{name}=True` is not supported together with branches ({reason}). Set `{name}=False`."
+        for name, reason in (
+            ("packing", "a packed row mixes several contexts; branches share one context already"),
+            ("padding_free", "it flattens a batch into one row, which branches cannot share"),
+        )
+        if getattr(args, name)
+    ]
+    if args.truncation_mode != "keep_start":
+        found.append(
+            f"`truncation_mode={args.truncation_mode!r}` would cut the prompt; only 'keep_start' is supported together with "
+            "branches."
+        )
+    if args.label_smoothing_factor:
+        found.append(
+            "`label_smoothing_factor` is not supported together with branches: it needs the full logits, which are never "
+            "built. Set it to 0."
+        )
+    if args.enable_jit_checkpoint:
+        found.append("`enable_jit_checkpoint` is not needed: a run saves at SIGTERM by itself. Leave it off.")
+    if args.auto_find_batch_size:
+        found.append(
+            "`auto_find_batch_size=True` is not supported together with rollouts: after an out-of-memory error it starts "
+            "the run again, with weights that have been trained already. Lower `per_device_train_batch_size` and raise "
+            "`gradient_accumulation_steps` instead; `exbias check` plans the memory."
+        )
+    if args.train_sampling_strategy == "batch_rebalance":
+        found.append(
+            "`train_sampling_strategy='batch_rebalance'` is not supported together with rollouts: its batches have as many "
+            "rows as their gold lengths suggest, which branches change. Use 'group_by_length'."
+        )
+    return found
+
+
+def _number(value: Any) -> float:
+    """`value` if it is a number, else NaN, which fails every comparison."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")

@@ -1,0 +1,171 @@
+"""Training on a batch of gold rows with their branches: the layout, the joint loss, and what is logged of it.
+
+Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Trainer`'s `_prepare_input` and
+`_get_num_items_in_batch`, `SFTTrainer`'s `_metrics`, `_total_train_tokens`, `_tp_size`.
+"""
+
+import logging
+
+import torch
+from transformers import Trainer
+from trl import SFTTrainer
+
+from ..core.branches import GOLD, ROW, BranchCollator, check_shared_context, lay_out
+from ..core.losses import LossTerm, count_labels, joint_loss, sum_by_kind
+from ..core.modeling import attention_window, base_causal_lm
+from .finite import check_loss
+from .joint_sums import JointSums
+
+
+logger = logging.getLogger(__name__)
+
+
+class JointSFTTrainer(SFTTrainer):
+    """
+    An [`~trl.SFTTrainer`] that trains on batches of [`JointDataset`] too; where they come from is a subclass's matter.
+
+    A batch without branches is TRL's own, loss and all.
+    """
+
+    #: Kinds of branches, besides `"gold"`.
+    branch_kinds: tuple[str, ...] = ("rollout",)
+    #: Lays out a batch of branches.
+    collator_class: type[BranchCollator] = BranchCollator
+
+    def _set_up_branches(self) -> None:
+        """To be called once the model, its tokenizer and TRL's collator are there."""
+        # Every loss here is a token mean over the global batch; without this, models whose forward takes no loss
+        # arguments would fall back to a mean of micro-batch means.
+        self.model_accepts_loss_kwargs = True
+        self.kinds = (GOLD, *self.branch_kinds)
+        self.data_collator = self.collator_class(
+            base=self.data_collator,
+            kinds=self.kinds,
+            pad_token_id=self._tokenizer.pad_token_id,
+            window=attention_window(base_causal_lm(self.model).config),
+            pad_to_multiple_of=self.args.pad_to_multiple_of,
+        )
+        self._layout_decided = False
+        self._joint_sums = JointSums(self.kinds)
+
+    def _set_up_plain_sft(self) -> None:
+        """In place of `_set_up_branches`, where there will be none: tags and means as everywhere, all else TRL's."""
+        self.model_accepts_loss_kwargs = True
+        self.kinds = (GOLD,)
+        self._joint_sums = JointSums(self.kinds)
+        self.model.add_model_tags(["sft"])
+
+    def loss_terms(self) -> list[LossTerm]:
+        """The joint objective: by default one mean over gold labels and one over each other kind's."""
+        rollouts = [LossTerm((kind,), self.args.rollout_weight) for kind in self.branch_kinds]
+        return [LossTerm((GOLD,), self.args.sft_weight), *rollouts]
+
+    def models_in_step(self) -> list[torch.nn.Module]:
+        """The models that read a joint batch: all of them must take its layout."""
+        return [self.model]
+
+    def _decide_layout(self) -> None:
+        """Branches share the encoding of their context unless something in the way is named here."""
+        self._layout_decided = True
+        reason = None
+        if self.aux_loss_enabled:
+            reason = "the load-balancing loss of a mixture of experts reads a 2-D mask"
+        elif self.args.neftune_noise_alpha:
+            reason = "NEFTune scales its noise by the length of the row"
+        else:
+            with self.accelerator.autocast():
+                reason = next(filter(None, map(check_shared_context, self.models_in_step())), None)
+        if reason is not None:
+            self.data_collator.shared = False
+            logger.warning(
+                f"Every branch is trained as a row of its own: {reason}. The loss is the same, at more tokens."
+            )
+
+    def count_labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Labels of each kind in a micro-batch, what the loss terms are divided by: int64 of shape `(len(self.kinds),)`."""
+        return count_labels(batch["branch_kinds"], len(self.kinds))
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        if not batch_samples or "branch_kinds" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = sum(self.count_labels(batch).to(device) for batch in batch_samples)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return counts
+
+    def _prepare_input(self, data):
+        if not isinstance(self.data_collator, BranchCollator):
+            return super()._prepare_input(data)
+        # Under DeepSpeed, transformers casts every floating-point input to the training's type, for models that read sounds
+        # or pictures. Ours are log-probabilities, weights and a teacher's states: eight bits of them would be another loss.
+        if isinstance(data, torch.Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        check_loss(loss, inputs.get(ROW), self.state.global_step)
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != ROW}
+        if "branch_kinds" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert not return_outputs, "joint batches are for training only"
+        label_counts = self.count_labels(inputs)
+        kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
+        num_tokens = inputs.pop("num_tokens")
+        counts = label_counts if num_items_in_batch is None else num_items_in_batch
+        loss, loss_sums, sums = self.score_branches(model, inputs, kinds, weights, counts)
+        # As in SFTTrainer: the counts are of every rank, and DDP averages the gradients over the ranks.
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self._tp_size)
+        if self.aux_loss_enabled:
+            aux_loss = sums.pop("aux_loss")
+            loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
+        self._joint_sums.add(loss_sums, label_counts, num_tokens, (kinds >= 0).sum(), sums)
+        return loss
+
+    def score_branches(
+        self, model, inputs: dict[str, torch.Tensor], kinds: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        The joint loss of a micro-batch.
+
+        Args:
+            inputs (`dict`): `input_ids`, `shift_labels`, and what the layout needs; see [`BranchCollator`].
+            kinds, weights (`torch.Tensor` of shape `(rows, length)`): Of each label.
+            counts (`torch.Tensor` of shape `(len(self.kinds),)`): Labels of each kind in the global batch.
+
+        Returns:
+            The loss, the summed losses of each kind, and by metric name scalar sums over all labels, or tensors of shape
+            `(2,)`: a sum and what it is divided by.
+        """
+        outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
+        token_losses = -outputs.log_probs
+        if self.args.loss_type == "dft":
+            token_losses = token_losses * outputs.log_probs.exp().detach()
+        loss_sums = sum_by_kind(token_losses * weights, kinds, len(self.kinds))
+        sums = {"entropy": outputs.entropy.sum(), "mean_token_accuracy": outputs.is_top1.sum()}
+        if self.aux_loss_enabled:
+            sums["aux_loss"] = outputs.aux_loss
+        return joint_loss(loss_sums, counts, self.loss_terms(), self.kinds), loss_sums, sums
+
+    # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            metrics, tokens = self._joint_sums.pop(self.accelerator)
+            if metrics:
+                self._total_train_tokens += tokens // self._tp_size
+                metrics["num_tokens"] = self._total_train_tokens
+                beside = len(self.models_in_step()) - 1
+                if beside:
+                    metrics["teacher/num_tokens"] = beside * tokens
+                self._metrics["train"].update({name: [value] for name, value in metrics.items()})
+        super().log(logs, start_time)
+
+    def log_now(self, logs: dict[str, float]) -> None:
+        """Logs these values alone, between two steps."""
+        # Past SFTTrainer's `log`, which would attach, and forget, the averages of an interval that is still running.
+        Trainer.log(self, logs)

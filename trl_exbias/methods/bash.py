@@ -1,0 +1,122 @@
+"""Batch-Scheduled Sampling (BASH)."""
+
+from dataclasses import dataclass, field
+
+from ..core.branches import Branch
+from ..core.data import Example
+from ..loop.config import IterativeSFTConfig, _number
+from ..loop.iterative import IterativeSFTTrainer
+from ..rollouts import RolloutEngine, SamplingOptions
+from ..rollouts.noise import derive_seed, uniform
+
+
+@dataclass
+class BASHConfig(IterativeSFTConfig):
+    """
+    Configuration of the [`BASHTrainer`]: [`IterativeSFTConfig`] and the mixture coefficient.
+
+    Defaults are the paper's (003, Table 5): β = 0.2, one iteration, one epoch.
+    """
+
+    _rollout_settings = (*IterativeSFTConfig._rollout_settings, "beta")
+
+    beta: float = field(
+        default=0.2,
+        metadata={
+            "help": "Probability with which a response position is drawn from the policy instead of taken from gold. The "
+            "paper uses 0.2 and advises to keep it small (Remark 2). 0 is plain SFT; 1 is free running at gold length."
+        },
+    )
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not 0 <= _number(self.beta) <= 1:
+            found.append(f"`beta` must be a probability in [0, 1], got {self.beta!r}.")
+        return found
+
+    @property
+    def is_plain_sft(self) -> bool:
+        return super().is_plain_sft or (self.beta == 0 and self.rollout_turns == "last")
+
+
+class BASHTrainer(IterativeSFTTrainer):
+    """
+    Batch-Scheduled Sampling: trains to say the gold token after a prefix in which the policy has mixed its own.
+
+    Between epochs every response is mixed offline: with mask m_j ~ Bernoulli(β) for each position, left to right,
+    `ŷ_j = z_j ~ p_θ(· | x, ŷ_<j)` where m_j = 1, else `ŷ_j = y_j` (Eq. 4). Training then minimises
+
+    `J = J_SFT + J_BASH`,  `J_BASH = − mean_j log p_θ(y_j | x, ŷ_<j)`  (Eq. 5): the label is always gold.
+
+    Differs from [`IterativeSFTTrainer`] only in `build_branches`.
+
+    Requirements: as [`IterativeSFTTrainer`]; works on prompt-completion, conversational, plain-text and tokenised data
+    (plain text: everything behind the first token is the response).
+
+    Relations: [`RACTrainer`] lets the policy answer freely and corrects what it said, for about four times the rollout
+    cost; BASH stays at gold length and close to gold. With β = 0 there is nothing to mix, and training is SFT.
+    [`DaDDaggerTrainer`](dad_dagger) adds a teacher's distribution to the gold label.
+
+    References: Cen et al., *Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens*, TMLR 2025,
+    Section 3.1, Algorithm 1.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_exbias import BASHConfig, BASHTrainer
+
+    dataset = load_dataset("trl-lib/tldr", split="train")
+    trainer = BASHTrainer(model="Qwen/Qwen3-0.6B", args=BASHConfig("runs/bash", beta=0.2), train_dataset=dataset)
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "trl-exbias", "bash"]
+    _name = "BASH"
+    _paper = {
+        "title": "Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens",
+        # docstyle-ignore
+        "citation": """\
+@article{cen2025bridging,
+    title        = {{Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens}},
+    author       = {Zhepeng Cen and Yao Liu and Siliang Zeng and Pratik Chaudhari and Huzefa Rangwala and George Karypis and Rasool Fakoor},
+    year         = 2025,
+    journal      = {Transactions on Machine Learning Research},
+    url          = {https://openreview.net/forum?id=pWSrm3oP8b}
+}""",
+    }
+    config_class = BASHConfig
+    branch_kinds = ("mixed",)
+
+    @property
+    def rolls_out(self) -> bool:
+        return super().rolls_out and self.args.beta > 0
+
+    def build_branches(
+        self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
+    ) -> list[list[Branch]]:
+        masks = [self._mask(example, options.seed) for example in examples]
+        mixed = engine.mix(
+            [example.context_ids for example in examples],
+            [example.response_ids for example in examples],
+            masks,
+            options,
+            [example.id for example in examples],
+        )
+        for example, mask, tokens in zip(examples, masks, mixed, strict=True):
+            drawn = sum(mask)
+            changed = sum(token != gold for token, gold in zip(tokens, example.response_ids, strict=True))
+            self.rollout_stats.add("bash/replaced_rate", drawn, len(mask))
+            self.rollout_stats.add("bash/changed_rate", changed, drawn)
+        # Eq. 5: the label stays gold, whatever was drawn.
+        return [
+            [Branch("mixed", tokens, example.response_labels)] for example, tokens in zip(examples, mixed, strict=True)
+        ]
+
+    def _mask(self, example: Example, seed: int) -> list[bool]:
+        """m_j ~ Bernoulli(β) where the model is responsible for the token (a gold label is there)."""
+        draws = uniform(derive_seed(seed, "mask"), [example.id], len(example.response_ids))[0].tolist()
+        return [
+            draw < self.args.beta and label != -100 for draw, label in zip(draws, example.response_labels, strict=True)
+        ]

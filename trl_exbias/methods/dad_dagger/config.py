@@ -1,0 +1,134 @@
+"""Configuration of the [`DaDDaggerTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from ...loop.config import IterativeSFTConfig, _number
+
+
+@dataclass
+class DaDDaggerConfig(IterativeSFTConfig):
+    """
+    Configuration of the [`DaDDaggerTrainer`]: [`IterativeSFTConfig`], the trajectories and the teacher.
+
+    Defaults are the paper's (000, §6): contexts of 128 tokens, horizons of 10, 3 iterations of up to 4 epochs, α = 0.5,
+    batches of 32, a constant learning rate of 2.5e-5, early stopping within an iteration.
+    """
+
+    _rollout_settings = (*IterativeSFTConfig._rollout_settings, "context_length", "rollout_length", "stride")
+
+    num_iterations: int = field(
+        default=3, metadata={"help": "Iterations; the rollouts are made between them, so 1 trains on the data alone."}
+    )
+    num_train_epochs: float = field(default=4.0, metadata={"help": "Epochs of each iteration, at most."})
+    sft_epochs: float = field(default=0.0, metadata={"help": "Epochs of plain SFT before the first iteration."})
+    learning_rate: float = field(default=2.5e-5, metadata={"help": "The initial learning rate for AdamW."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "The scheduler type to use."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "The batch size per device."})
+    iteration_patience: int | None = field(
+        default=1,
+        metadata={
+            "help": "Evaluations in a row without a better loss after which an iteration ends and its best weights go on; "
+            "acts where there is an evaluation set. None: never."
+        },
+    )
+    alpha: float = field(
+        default=0.5,
+        metadata={
+            "help": "Weight of the hard labels (the data's next token); 1 − alpha is that of the soft ones (the teacher's "
+            "distribution). 1 is DaD and needs no teacher; 0 is ImitKD."
+        },
+    )
+    context_length: int = field(
+        default=128, metadata={"help": "Tokens of true context H of a trajectory of plain text."}
+    )
+    rollout_length: int = field(default=10, metadata={"help": "Tokens of a horizon T: labelled, and rolled out."})
+    stride: int | None = field(
+        default=None, metadata={"help": "Tokens from one trajectory to the next. Default: `rollout_length`."}
+    )
+    aggregate: str = field(
+        default="all",
+        metadata={"help": "Rollouts that an iteration trains on: of 'all' iterations, the 'last', or the last n."},
+    )
+    kd_temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft labels and their loss."})
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Teacher: hub id or folder of a model or of a LoRA adapter."}
+    )
+    teacher_model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of the teacher's `from_pretrained`: dtype, device_map, revision, …"}
+    )
+    teacher_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Keep the teacher's k most probable tokens and the mass of the rest. Default: all tokens."},
+    )
+    cache_teacher: bool = field(
+        default=True,
+        metadata={
+            "help": "Score each branch with the teacher once, keep its labels on disk and let the teacher go for the "
+            "epochs; else keep it loaded and run it in every step."
+        },
+    )
+    soft_label_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the teacher's labels are kept; runs with the same teacher can share one. Default: "
+            "`soft-labels` in the output directory."
+        },
+    )
+    trainable_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the modules to train, wildcards allowed; the others are frozen. The paper trains the last "
+            "block and the final norm. Default: all."
+        },
+    )
+
+    _VALID_DICT_FIELDS = [*IterativeSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        found += [
+            f"`{name}` must be {allowed}, got {getattr(self, name)!r}."
+            for name, is_valid, allowed in (
+                ("alpha", 0 <= _number(self.alpha) <= 1, "in [0, 1]"),
+                ("context_length", _number(self.context_length) >= 1, "at least 1"),
+                ("rollout_length", _number(self.rollout_length) >= 1, "at least 1"),
+                ("stride", self.stride is None or _number(self.stride) >= 1, "at least 1, or None"),
+                ("aggregate", self.rollouts_in_use is not None, "'all', 'last' or a number of at least 1"),
+                ("kd_temperature", _number(self.kd_temperature) > 0, "above 0"),
+                (
+                    "teacher_top_k",
+                    self.teacher_top_k is None or _number(self.teacher_top_k) >= 1,
+                    "at least 1, or None",
+                ),
+            )
+            if not is_valid
+        ]
+        if self.sft_weight != 1 or self.rollout_weight != 1:
+            found.append(
+                "`sft_weight` and `rollout_weight` must be 1: data and rollouts are one set, whose loss is one mean. "
+                "`alpha` weighs hard against soft labels; `aggregate` says which rollouts count."
+            )
+        if self.loss_type != "nll":
+            found.append(f"`loss_type` must be 'nll', got {self.loss_type!r}: the hard labels' loss is Eq. 5's.")
+        if self.teacher_top_k is not None and not self.cache_teacher:
+            found.append(
+                "`teacher_top_k` is for labels on disk: set `cache_teacher=True`, or leave `teacher_top_k` out."
+            )
+        return found
+
+    @property
+    def is_plain_sft(self) -> bool:
+        return False  # the data are trajectories, also where nothing rolls out
+
+    @property
+    def rollouts_in_use(self) -> int | None:
+        """How many of the newest rollouts an iteration trains on; `None` if `aggregate` is not valid."""
+        if self.aggregate == "all":
+            return self.num_iterations
+        if self.aggregate == "last":
+            return 1
+        try:
+            number = int(self.aggregate)
+        except (TypeError, ValueError):
+            return None
+        return number if number >= 1 else None

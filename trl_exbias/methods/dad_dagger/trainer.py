@@ -1,0 +1,390 @@
+"""DaD-DAgger: Data as Demonstrator with DAgger's teacher."""
+
+import contextlib
+import copy
+import dataclasses
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from trl.models.utils import _ForwardRedirection
+
+from ...core.branches import GOLD, Branch, lay_out
+from ...core.data import Example
+from ...core.distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
+from ...core.errors import UsageError
+from ...core.joint_dataset import JointDataset
+from ...core.losses import LossTerm, kind_factors, sum_by_kind
+from ...core.modeling import LMHead, backbone, read_backbone
+from ...core.sharding import gathered, loaded_whole, shard_for_inference
+from ...core.trainable import freeze_all_but
+from ...loop.iterative import IterativeSFTTrainer
+from ...loop.multimodal import load_processing_class, text_tokenizer
+from ...loop.preparation import Preparation
+from ...loop.signature import named
+from ...rollouts import RolloutEngine, SamplingOptions
+from ...rollouts.vllm.verbs import MAX_EXCLUDED
+from .config import DaDDaggerConfig
+from .soft_label_phase import SoftLabelPhase
+from .teacher import Teacher, check_tokenizers, shared_vocab_size
+from .trajectories import cut_documents, cut_responses, report_uncut
+
+
+logger = logging.getLogger(__name__)
+
+# A private surface of TRL 1.16 in this file: `_ForwardRedirection`, with which TRL's own `DistillationTrainer` runs a loss
+# inside the wrapped forward, so that DDP, DeepSpeed and FSDP see one.
+
+
+class DaDDaggerTrainer(IterativeSFTTrainer):
+    """
+    Distils a student from a teacher on the data's contexts *and on the student's own*, with the data's tokens as hard
+    labels on both.
+
+    Text is cut into trajectories of H true tokens and a horizon of T. Iteration 1 trains on the data. Before each later
+    one the student free-runs from every true context for T tokens, and the set grows by its rollouts: at a position t of
+    one, the context is the student's, the hard label is the **data's** token w_t and the soft label the **teacher's**
+    distribution on the student's context. Every iteration minimises, as one mean over the union,
+
+    `α · NLL + (1 − α) · KD`,  `KD = −Σ_v p*(v | context) log p_θ(v | context)`  (Eq. 5–9).
+
+    Differs from [`IterativeSFTTrainer`] in the data (trajectories), in that rollouts accumulate (`aggregate`), and in the
+    soft labels.
+
+    Requirements: a teacher with the student's tokenizer (none with `alpha=1`).
+
+    Relations: `alpha=1` is DaD, `alpha=0` ImitKD, `num_iterations=1` next-token knowledge distillation, and both
+    `alpha=1` and `num_iterations=1` plain fine-tuning. [`BASHTrainer`] mixes single tokens into whole responses and needs
+    no teacher.
+
+    Args:
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, or the folder or hub id of one or of a LoRA adapter. Default: `args.teacher_model_name_or_path`.
+        model, args, data_collator, train_dataset, eval_dataset, processing_class, *more, **kwargs:
+            As in [`IterativeSFTTrainer`].
+
+    References: Pozzi et al., *Mitigating Exposure Bias in Large Language Model Distillation: an Imitation Learning
+    Approach*, 2025, Algorithm 1.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
+
+    trainer = DaDDaggerTrainer(
+        model="EleutherAI/gpt-neo-125m",
+        teacher_model="EleutherAI/gpt-neo-1.3B",
+        args=DaDDaggerConfig("runs/dad-dagger"),
+        train_dataset=load_dataset("text", data_files="stories.txt", sample_by="document", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "trl-exbias", "dad-dagger"]
+    _name = "DaD-DAgger"
+    _paper = {
+        "title": "Mitigating exposure bias in large language model distillation: an imitation learning approach",
+        # docstyle-ignore
+        "citation": """\
+@article{pozzi2025mitigating,
+    title        = {{Mitigating exposure bias in large language model distillation: an imitation learning approach}},
+    author       = {Andrea Pozzi and Alessandro Incremona and Daniele Tessera and Daniele Toti},
+    year         = 2025,
+    journal      = {Neural Computing and Applications}
+}""",
+    }
+    config_class = DaDDaggerConfig
+    branch_kinds = ("rollout",)
+    reads_documents = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: DaDDaggerConfig | TrainingArguments | None = None,
+        data_collator: None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *more: Any,
+        teacher_model: str | PreTrainedModel | None = None,
+        **kwargs: Any,
+    ):
+        kwargs = named(type(self), more, kwargs)
+        args = self.config_class.of(args, model, type(self))
+        _check_trainable(args, model, kwargs.get("peft_config"))
+        if processing_class is None:
+            processing_class = load_processing_class(model, args)
+        self.teacher = self.find_teacher(args, teacher_model)
+        if self.teacher is not None and processing_class is not None:
+            check_tokenizers(text_tokenizer(processing_class), self.teacher.tokenizer())
+        config = _config_of(model, args)
+        check_positions(args, "model", config)
+        if self.teacher is not None:
+            check_router(args, config)
+            check_positions(args, "teacher", self.teacher.config)
+        if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
+            logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
+            args = copy.copy(args)  # the caller's stays as it is
+            args.eval_strategy = type(args.eval_strategy)("epoch")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if args.trainable_modules:
+            trained = freeze_all_but(self.model, args.trainable_modules)
+            logger.info(f"Training {len(trained)} parameter tensors of {', '.join(args.trainable_modules)}.")
+        self.shared_vocab = LMHead(self.model).vocab_size
+        if self.teacher is not None:
+            self._set_up_teacher()
+        self._soft_labels = SoftLabelPhase(self)
+        self._resident_teacher: torch.nn.Module | None = None
+        self._forward_redirection = _ForwardRedirection()
+
+    # The method
+
+    def build_branches(
+        self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
+    ) -> list[list[Branch]]:
+        sampled = engine.sample(
+            [example.context_ids for example in examples], options, [example.id for example in examples]
+        )
+        branches = []
+        for example, tokens in zip(examples, sampled, strict=True):
+            tokens = tokens[: len(example.response_ids)]
+            changed = sum(token != true for token, true in zip(tokens, example.response_ids, strict=True))
+            self.rollout_stats.add("dad/changed_rate", changed, len(tokens))
+            labels = [*example.response_labels]
+            if example.trained is None:
+                # At the first position the context is the data's still: the gold branch has that label already.
+                labels[:1] = [-100]
+            branches.append([Branch("rollout", tokens, labels)])
+        return branches
+
+    def loss_terms(self) -> list[LossTerm]:
+        # D_T grows by union: one set, one mean.
+        return [LossTerm((GOLD, *self.branch_kinds))]
+
+    def iterations_in_use(self, iteration: int) -> list[int]:
+        # Iteration 1 trains on the data alone; rollouts begin with the second.
+        return list(range(max(2, iteration - self.args.rollouts_in_use + 1), iteration + 1))
+
+    def sampling_options(self, seed: int) -> SamplingOptions:
+        # The horizon has a fixed length: an end of text is a token like any other.
+        options = super().sampling_options(seed)
+        # Rows of the student's embeddings that stand for no token would be ids that the teacher does not have.
+        excluded = tuple(range(self.shared_vocab, LMHead(self.model).vocab_size))
+        return dataclasses.replace(
+            options, max_new_tokens=self.args.rollout_length, stop_token_ids=(), excluded_token_ids=excluded
+        )
+
+    # Data
+
+    def prepare_rows(self, dataset: Dataset, how: Preparation) -> Dataset:
+        # An evaluation set is cut like the training set.
+        length, stride = how.args.rollout_length, how.args.stride or how.args.rollout_length
+        if how.form == "text" or (how.form == "tokenized" and "labels" not in dataset.column_names):
+            documents = self._tokenize_documents(dataset, how)
+            of = "" if how.is_train else f" of the {how.name}"
+            return cut_documents(documents, how.args.context_length, length, stride, of)
+        rows = super().prepare_rows(dataset, dataclasses.replace(how, is_train=True))
+        cut = cut_responses(rows, length, stride)
+        report_uncut(len(rows), cut, how.name, how.args.max_length)
+        return cut
+
+    def _tokenize_documents(self, dataset: Dataset, how: Preparation) -> Dataset:
+        if "input_ids" in dataset.column_names:
+            return dataset.select_columns(["input_ids"])
+        tokenizer, args = how.processing_class, how.args
+        column = args.dataset_text_field if self._formatting_func is None else "text"
+
+        def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
+            # As TRL does with plain text, a document ends with EOS.
+            return {"input_ids": [*tokenizer(row[column])["input_ids"], tokenizer.eos_token_id]}
+
+        return dataset.map(
+            tokenize, remove_columns=dataset.column_names, num_proc=args.dataset_num_proc, desc="Tokenizing documents"
+        )
+
+    def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
+        data = super().joint_dataset(rollouts, rows)
+        if self.teacher is not None and self.args.cache_teacher:
+            data.soft_labels = self._soft_labels.run(data)
+        return data
+
+    # The teacher
+
+    @staticmethod
+    def find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
+        """The run's teacher, not loaded yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
+        source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+        if args.alpha == 1:
+            if source is not None:
+                logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
+            return None
+        if source is None:
+            raise UsageError(
+                f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or set "
+                "`alpha=1` for hard labels alone (DaD)."
+            )
+        return Teacher(source, args.teacher_model_init_kwargs)
+
+    def _set_up_teacher(self) -> None:
+        self.teacher.device = self.accelerator.device
+        if self.args.cache_teacher:
+            # Each process scores branches of its own, at its own pace: the teacher is whole for so long.
+            self.teacher.loading = partial(loaded_whole, self.args)
+        else:
+            self.teacher.prepare = self._shard_teacher
+        teacher_size = self.teacher.config.get_text_config().vocab_size
+        self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
+        top_k = self.args.teacher_top_k
+        if top_k is not None and top_k > self.shared_vocab:
+            raise UsageError(f"`teacher_top_k={top_k}` is above the {self.shared_vocab} tokens of the vocabulary.")
+        check_router(self.args, self.model.config)
+        excluded = LMHead(self.model).vocab_size - self.shared_vocab
+        if self.args.rollout_engine == "vllm" and excluded > MAX_EXCLUDED:
+            raise UsageError(
+                f"The student has {excluded} logits more than the teacher; vLLM leaves out {MAX_EXCLUDED} tokens at most. Set "
+                "`rollout_engine='transformers'`."
+            )
+        if hasattr(LMHead(self.model).projection, "lora_A"):
+            raise UsageError(
+                "LoRA on the LM head is not supported together with soft labels: leave it out of `target_modules` (or put "
+                "it into `modules_to_save`)."
+            )
+
+    def _shard_teacher(self, model: PreTrainedModel) -> torch.nn.Module:
+        model, self._teacher_engine = shard_for_inference(model, self.accelerator)
+        return model
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        with contextlib.ExitStack() as stack:
+            if self.teacher is not None and not self.args.cache_teacher:
+                self._resident_teacher = stack.enter_context(self.teacher.loaded())
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                self._resident_teacher = None
+
+    def models_in_step(self) -> list[torch.nn.Module]:
+        return [self.model, *([self._resident_teacher] if self._resident_teacher is not None else [])]
+
+    # The loss
+
+    def score_branches(self, model, inputs, kinds, weights, counts):
+        if self.teacher is None:
+            return super().score_branches(model, inputs, kinds, weights, counts)
+        inputs = dict(inputs)
+        labels, stored = inputs.pop("shift_labels"), inputs.pop("soft_labels", None)
+        scored = labels != -100
+        target = self._soft_target(inputs, scored, stored)
+        factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
+        alpha = self.args.alpha
+        fields = self._forward_redirection(
+            model,
+            self.accelerator.unwrap_model(model),
+            self._distil,
+            lay_out(inputs, self.model),
+            scored,
+            labels[scored],
+            target,
+            alpha * factors,
+            (1 - alpha) * factors,
+        )
+        scores = DistillationScores(*fields)
+        losses = torch.zeros(labels.shape, device=scores.nll.device)
+        # FSDP2 casts what leaves the forward to the mixed precision's type.
+        losses[scored] = (alpha * scores.nll + (1 - alpha) * scores.cross_entropy).float()
+        sums = {
+            "entropy": scores.entropy.sum(),
+            "mean_token_accuracy": scores.is_top1.sum(),
+            "loss/hard": scores.nll.sum(),
+            "loss/soft": scores.cross_entropy.sum(),
+            "kl": scores.kl.sum(),
+        }
+        return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums
+
+    def _distil(self, inputs, scored, labels, target, hard_weights, soft_weights) -> tuple[torch.Tensor, ...]:
+        """Runs inside the wrapped model's forward; returns [`DistillationScores`]' fields."""
+        head = LMHead(self.model)
+        # The redirection steps around the forward that accelerate wrapped for mixed precision.
+        with self.accelerator.autocast():
+            hidden = backbone(self.model)(**inputs, use_cache=False).last_hidden_state
+            with gathered(head.projection, self.teacher.head.projection):
+                scores = distillation_scores(
+                    hidden[scored], head, labels, target, hard_weights, soft_weights, self.args.kd_temperature
+                )
+        # A tuple: DeepSpeed finds the tensors of nothing else, and would not gather weights for their backward.
+        return tuple(vars(scores).values())
+
+    def _soft_target(self, inputs: dict, scored: torch.Tensor, stored: dict | None) -> SoftTarget:
+        if stored is None:
+            with torch.no_grad():
+                teacher = self._resident_teacher
+                hidden = read_backbone(teacher, **lay_out(inputs, teacher), use_cache=False).last_hidden_state
+            return DenseTarget(hidden[scored.to(hidden.device)], self.teacher.head, self.shared_vocab)
+        if "hidden" in stored:
+            hidden = stored["hidden"].to(self.teacher.head.projection.weight.device)
+            return DenseTarget(hidden, self.teacher.head, self.shared_vocab)
+        return TopKTarget(**stored, vocab_size=self.shared_vocab)
+
+
+def _check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> None:
+    if args.trainable_modules and (peft_config is not None or hasattr(model, "peft_config")):
+        raise UsageError(
+            "`trainable_modules` and LoRA exclude each other: an adapter's own settings (`target_modules`, "
+            "`layers_to_transform`) say what it trains."
+        )
+
+
+def _config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> PretrainedConfig | None:
+    """Read ahead of the weights; `None` where that takes loading them (an adapter's folder)."""
+    if not isinstance(model, str):
+        return model.config
+    try:
+        return AutoConfig.from_pretrained(
+            model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None:
+    """Raises a `ValueError` where a mixture of experts would be trained on soft labels and balanced at once."""
+    text = None if config is None else config.get_text_config()
+    coefficient = args.router_aux_loss_coef
+    if coefficient is None:
+        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+    # As TRL 1.16 decides it: `output_router_logits` in the model's configuration is overridden.
+    if hasattr(text, "output_router_logits") and coefficient != 0:
+        raise UsageError(
+            "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "
+            f"`router_aux_loss_coef=0` (it is {coefficient}), or `alpha=1` for hard labels alone."
+        )
+
+
+def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
+    """Raises a `ValueError` where a trajectory is longer than the model called `name` has positions."""
+    limit = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = args.context_length + args.rollout_length
+    if limit is not None and length > limit:
+        raise UsageError(
+            f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
+            f"{args.rollout_length}); the {name} has {limit} positions. Lower them."
+        )

@@ -1,0 +1,124 @@
+"""Reference-Answer-based Correction (RAC)."""
+
+import logging
+from dataclasses import dataclass, field
+
+from ..core.branches import Branch
+from ..core.data import Example
+from ..core.modeling import position_limit
+from ..loop.config import IterativeSFTConfig, _number
+from ..loop.iterative import IterativeSFTTrainer
+from ..rollouts import RolloutEngine, SamplingOptions
+from .bash import BASHTrainer
+from .rac_template import CorrectionTemplate
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RACConfig(IterativeSFTConfig):
+    """Configuration of the [`RACTrainer`]: [`IterativeSFTConfig`], the correction template and the response limit."""
+
+    _rollout_settings = (*IterativeSFTConfig._rollout_settings, "correction_template", "max_new_tokens")
+
+    correction_template: str = field(
+        default="qa",
+        metadata={
+            "help": "How the model is shown the reference answer: 'qa' or 'summarization' (the paper's, App. A.1), the "
+            "path of a .jinja file, or the template itself; it must mention {{ prompt }} and {{ reference }}."
+        },
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which a rollout is cut off."})
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not _number(self.max_new_tokens) >= 1:
+            found.append(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens!r}.")
+        try:
+            CorrectionTemplate(self.correction_template)
+        except ValueError as error:
+            found.append(str(error))
+        return found
+
+
+class RACTrainer(IterativeSFTTrainer):
+    """
+    Reference-Answer-based Correction: the policy corrects its own response, having been shown the reference answer.
+
+    Between epochs, for every (x, y): the policy answers, `z ~ p_θ(· | x)`, and labels its own answer in one
+    teacher-forced pass, `z̄_j = argmax_v p_θ(v | f(x, y), z_<j)` (Eq. 6), where f shows it the reference. Training
+    minimises
+
+    `J = J_SFT + J_RAC`,  `J_RAC = − mean over {j : z̄_j ≠ z_j} of log p_θ(z̄_j | x, z_<j)`  (Eq. 7): only corrections
+    are learned. A response without any adds nothing.
+
+    Differs from [`IterativeSFTTrainer`] only in `build_branches`.
+
+    Requirements: prompt-completion or conversational data (f needs the prompt's and the reference's text). A model that
+    follows the template: watch `rac/correction_rate`, near 0 there is nothing to learn, near 1 the template is not
+    understood.
+
+    Relations: [`BASHTrainer`] keeps gold as the label and gold's length, and needs no template. RAC's labels are the
+    model's own: it corrects what a model can see is wrong once it is told the answer.
+
+    References: Cen et al., *Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens*, TMLR 2025,
+    Section 3.2, Algorithm 2.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_exbias import RACConfig, RACTrainer
+
+    dataset = load_dataset("trl-lib/Capybara", split="train")
+    trainer = RACTrainer(model="Qwen/Qwen3-0.6B", args=RACConfig("runs/rac"), train_dataset=dataset)
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "trl-exbias", "rac"]
+    _name = "RAC"
+    _paper = BASHTrainer._paper
+    config_class = RACConfig
+    branch_kinds = ("own",)
+    dataset_forms = ("prompt-completion", "messages")
+    engine_calls_per_row = 2
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._template = CorrectionTemplate(self.args.correction_template)
+        self._template.check(self.train_dataset, self.processing_class, self.inference_template)
+        self._max_positions = position_limit(self.model)
+
+    def build_branches(
+        self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
+    ) -> list[list[Branch]]:
+        responses = engine.sample([e.context_ids for e in examples], options, [e.id for e in examples])
+        contexts = [self._template.context_ids(e.row, self.processing_class, self.inference_template) for e in examples]
+        # A row whose correction context does not fit the model is not labelled: it trains on gold alone.
+        fits = [self._fits(context, response) for context, response in zip(contexts, responses, strict=True)]
+        labelled = iter(
+            engine.label(
+                [context for context, fit in zip(contexts, fits, strict=True) if fit],
+                [response for response, fit in zip(responses, fits, strict=True) if fit],
+            )
+        )
+        return [
+            self._branch(example, response, next(labelled), options) if fit else []
+            for example, response, fit in zip(examples, responses, fits, strict=True)
+        ]
+
+    def _branch(self, example: Example, response: list[int], corrected: list[int], options) -> list[Branch]:
+        # Eq. 7: where the model agrees with itself there is nothing to learn but to repeat itself.
+        labels = [new if new != old else -100 for old, new in zip(response, corrected, strict=True)]
+        self.rollout_stats.add("rac/correction_rate", sum(label != -100 for label in labels), len(labels))
+        room = len(response)
+        if self.args.max_length is not None:
+            room = min(room, max(0, self.args.max_length - len(example.context_ids)))
+        return [Branch("own", response[:room], labels[:room])]
+
+    def _fits(self, context: list[int], response: list[int]) -> bool:
+        fits = self._max_positions is None or len(context) + len(response) <= self._max_positions
+        self.rollout_stats.add("rac/unlabelled_rate", not fits, 1)
+        return fits

@@ -1,0 +1,179 @@
+"""Self-Play Fine-Tuning (SPIN), a baseline."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+from ..core.branches import GOLD, Branch, BranchCollator, BranchedExample, lay_out
+from ..core.data import Example
+from ..core.likelihood import label_nll
+from ..core.losses import LossTerm, joint_loss, sum_by_kind
+from ..loop.config import IterativeSFTConfig, _number
+from ..loop.iterative import IterativeSFTTrainer
+from ..rollouts import RolloutEngine, SamplingOptions
+from ..rollouts.counting import LABEL_LENGTH
+
+
+#: The kind whose "labels" are pairs of a gold and an own response: one loss a pair.
+PAIR = "pair"
+
+
+@dataclass
+class SPINConfig(IterativeSFTConfig):
+    """
+    Configuration of the [`SPINTrainer`]: [`IterativeSFTConfig`], λ and the response limit.
+
+    `sft_weight` defaults to 0, as in the paper: SPIN's loss alone.
+    """
+
+    _rollout_settings = (*IterativeSFTConfig._rollout_settings, "max_new_tokens")
+
+    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the gold (SFT) term beside SPIN's loss."})
+    spin_lambda: float = field(
+        default=0.1,
+        metadata={"help": "λ, how strongly the policy is held to the iteration's starting policy; above 0."},
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which a rollout is cut off."})
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not _number(self.spin_lambda) > 0:
+            found.append(f"`spin_lambda` must be above 0, got {self.spin_lambda!r}.")
+        if not _number(self.max_new_tokens) >= 1:
+            found.append(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens!r}.")
+        if self.loss_type == "dft":
+            found.append("`loss_type='dft'` weights token losses, of which SPIN has none. Leave it out.")
+        return found
+
+
+@dataclass
+class PairCollator(BranchCollator):
+    """
+    Adds to a batch of [`BranchCollator`] what makes pairs of it: `pair_of_row` (the example of each row), `in_response`
+    (the positions whose targets are a response's), and `reference_ratios` (for each example; NaN where it has no own
+    response, hence no pair).
+    """
+
+    def _padding(self):
+        return super()._padding() | {"in_response": False}
+
+    def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
+        batch = super().collate(examples)
+        # One row for all branches of an example, or one for each.
+        rows = [1 if "segment_ids" in batch else len(self._separate(example)) for example in examples]
+        own = [[branch.score for branch in example.branches if branch.kind != GOLD] for example in examples]
+        batch["pair_of_row"] = torch.arange(len(examples)).repeat_interleave(torch.tensor(rows))
+        batch["reference_ratios"] = torch.tensor([(*scores, float("nan"))[0] for scores in own])
+        return batch
+
+
+class SPINTrainer(IterativeSFTTrainer):
+    """
+    Self-Play Fine-Tuning: prefers the gold response to the policy's own, relative to the policy that the iteration began with.
+
+    Between epochs the policy answers every prompt, `z ~ p_{θ_k}(· | x)`. Training then minimises, over pairs (y, z),
+
+    `mean of ℓ(λ · [log p_θ(y|x)/p_{θ_k}(y|x) − log p_θ(z|x)/p_{θ_k}(z|x)])`,  `ℓ(t) = log(1 + e^{−t})`  (Eq. 4.7).
+
+    The reference θ_k is the policy at the time of the rollouts. `log p_{θ_k}(y|x) − log p_{θ_k}(z|x)` is computed then and
+    kept with the rollout, so that no second model is ever in memory, with or without LoRA.
+
+    Differs from [`IterativeSFTTrainer`] in `build_branches` and in the loss, whose terms are pairs instead of tokens.
+
+    Requirements: prompt-completion or conversational data.
+
+    Relations: a baseline that [`BASHTrainer`] and [`RACTrainer`] are compared with. Like RAC it rolls out freely; unlike RAC
+    it pushes the whole response down instead of correcting it token by token.
+
+    References: Chen et al., *Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models*, ICML 2024.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_exbias import SPINConfig, SPINTrainer
+
+    dataset = load_dataset("trl-lib/Capybara", split="train")
+    trainer = SPINTrainer(model="Qwen/Qwen3-0.6B", args=SPINConfig("runs/spin", sft_epochs=0), train_dataset=dataset)
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "trl-exbias", "spin"]
+    _name = "SPIN"
+    _paper = {
+        "title": "Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models",
+        "id": "2401.01335",
+        # docstyle-ignore
+        "citation": """\
+@inproceedings{chen2024spin,
+    title        = {{Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models}},
+    author       = {Zixiang Chen and Yihe Deng and Huizhuo Yuan and Kaixuan Ji and Quanquan Gu},
+    year         = 2024,
+    booktitle    = {Proceedings of the 41st International Conference on Machine Learning}
+}""",
+    }
+    config_class = SPINConfig
+    collator_class = PairCollator
+    branch_kinds = ("own", PAIR)
+    dataset_forms = ("prompt-completion", "messages")
+
+    def build_branches(
+        self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
+    ) -> list[list[Branch]]:
+        prompts = [example.context_ids for example in examples]
+        own = engine.sample(prompts, options, [example.id for example in examples])
+        if self.args.max_length is not None:
+            own = [z[: max(0, self.args.max_length - len(x))] for x, z in zip(prompts, own, strict=True)]
+        # Each response after its own context, as it will stand in training.
+        contexts, gold, gold_labels = zip(*(example.gold for example in examples), strict=True)
+        of_gold = self._log_probs(contexts, gold, gold_labels)
+        of_own = self._log_probs(prompts, own, own)
+        for parts in zip(contexts, gold, prompts, own, strict=True):
+            self.rollout_stats.add(LABEL_LENGTH, sum(map(len, parts)), 1)
+        return [
+            [Branch("own", tokens, tokens, score=gold - mine)]
+            for tokens, gold, mine in zip(own, of_gold, of_own, strict=True)
+        ]
+
+    def _log_probs(self, contexts, tokens, labels) -> list[float]:
+        """log p(labels | context) of each row, in nats, under the policy at hand."""
+        with self.accelerator.autocast():
+            nll = label_nll(
+                self.model, contexts, tokens, labels, self._tokenizer.pad_token_id, self.args.rollout_batch_tokens
+            )
+        return [-sum(row) for row in nll]
+
+    def loss_terms(self) -> list[LossTerm]:
+        return [LossTerm((GOLD,), self.args.sft_weight), LossTerm((PAIR,), self.args.rollout_weight)]
+
+    def count_labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        counts = super().count_labels(batch)
+        counts[self.kinds.index(PAIR)] = batch["reference_ratios"].isfinite().sum()
+        return counts
+
+    def score_branches(self, model, inputs, kinds, weights, counts):
+        inputs = dict(inputs)
+        pairs, in_response = inputs.pop("pair_of_row"), inputs.pop("in_response")
+        reference = inputs.pop("reference_ratios")
+        outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
+        nll = -outputs.log_probs.float()
+        # Targets inside a context are no part of a response.
+        signs = torch.where(kinds == self.kinds.index(GOLD), 1.0, -1.0) * (in_response & (kinds >= 0))
+        ratios = torch.zeros(len(reference), device=nll.device).index_add(0, pairs, (-nll * signs).sum(1))
+        is_pair = reference.isfinite()
+        margins = self.args.spin_lambda * (ratios - torch.where(is_pair, reference, 0.0).to(ratios))
+        loss_sums = sum_by_kind(nll * weights, kinds, len(self.kinds))
+        pair_loss = (F.softplus(-margins) * is_pair).sum()
+        loss_sums = loss_sums + pair_loss * F.one_hot(torch.tensor(self.kinds.index(PAIR)), len(self.kinds)).to(nll)
+        num_pairs = is_pair.sum()
+        sums = {
+            "entropy": outputs.entropy.sum(),
+            "mean_token_accuracy": outputs.is_top1.sum(),
+            "spin/margin": torch.stack([(margins.detach() * is_pair).sum(), num_pairs]),
+            "spin/accuracy": torch.stack([((margins > 0) & is_pair).sum(), num_pairs]),
+        }
+        if self.aux_loss_enabled:
+            sums["aux_loss"] = outputs.aux_loss
+        return joint_loss(loss_sums, counts, self.loss_terms(), self.kinds), loss_sums, sums

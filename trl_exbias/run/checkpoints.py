@@ -1,0 +1,194 @@
+"""Whole checkpoints: one that was being written when the run died is never resumed from.
+
+`Trainer` writes a checkpoint file by file into the folder that it is then found under. So a whole one says so: when
+every file is on the disk, not merely in the kernel's buffers, `whole.json` is put beside them, with their sizes and
+with what the run was.
+"""
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from trl import SFTConfig
+
+from ..core.errors import UsageError
+from ..core.files import flush, write_atomically
+from .errors import NotWrittenError
+
+
+if TYPE_CHECKING:
+    from ..loop.iterative import IterativeSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+WHOLE = "whole.json"
+_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+# TRL's and transformers' own settings that a step depends on. Those of our configs all count, except for what follows.
+_INHERITED = (
+    *("seed", "data_seed", "full_determinism", "max_steps", "num_train_epochs", "max_length", "bf16", "fp16", "optim"),
+    *("optim_args", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "per_device_train_batch_size", "eos_token"),
+    *("gradient_accumulation_steps", "completion_only_loss", "assistant_only_loss", "neftune_noise_alpha", "loss_type"),
+    *("dataloader_drop_last", "average_tokens_across_devices"),
+)
+#: How long the phases are: a run may be extended; see `extension`.
+PLAN_SETTINGS = ("max_steps", "num_train_epochs", "num_iterations", "sft_epochs", "epochs_per_iteration")
+# How fast, or how loudly, but not what: a run may be resumed with others.
+_FREE = ("rollout_engine", "vllm_", "rollout_batch_tokens", "num_rollouts_to_print", "overwrite_output_dir")
+# (What rollouts follow from is checked where they are: a phase that was trained on must be the same.)
+_FREE = (
+    *_FREE,
+    "max_new_tokens",
+    "max_degenerate_rate",
+    "soft_label_dir",
+    "teacher_model_init_kwargs",
+    "cache_teacher",
+)
+
+
+def run_identity(trainer: "IterativeSFTTrainer") -> dict[str, Any]:
+    """What the steps of a run follow from, besides its model: method, data, settings, number of processes."""
+    args = trainer.args
+    inherited = {field.name for field in fields(SFTConfig)}
+    own = [f.name for f in fields(args) if f.name not in inherited and not f.name.startswith(_FREE)]
+    settings = {name: getattr(args, name, None) for name in (*_INHERITED, *own)}
+    # As they will be read back: enums as their values, whatever else as text.
+    settings = json.loads(json.dumps(settings, default=lambda value: str(getattr(value, "value", value))))
+    return {
+        "method": trainer._name,
+        "data": trainer.data_fingerprint,
+        "world_size": args.world_size,
+        **settings,
+    }
+
+
+def save_whole(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> None:
+    """
+    Lets `write()` put a checkpoint into `folder`, and marks it as whole when all of it is on the disk.
+
+    Older checkpoints go (`save_total_limit`) only then.
+
+    Raises:
+        NotWrittenError: what was half written is removed, and the newest whole checkpoint is named.
+    """
+    args, limit = trainer.args, trainer.args.save_total_limit
+    if args.should_save and folder.is_dir():
+        shutil.rmtree(folder)  # half written, or of a run that was resumed from before it
+    trainer.processes.wait()
+    try:
+        args.save_total_limit = None
+        try:
+            write()
+        finally:
+            args.save_total_limit = limit
+        trainer.processes.wait()
+        if args.should_save:
+            _mark(folder, run_identity(trainer), trainer._iteration)
+    except Exception as error:
+        # Whatever a writer raises (torch, safetensors, DeepSpeed: each its own) means the same: it is not there.
+        if args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        newest = newest_whole(folder.parent)
+        kept = f"{newest.name} is whole." if newest else "No checkpoint came before it."
+        raise NotWrittenError(folder, error, kept) from error
+    trainer.processes.wait()  # none looks for it before it is whole
+    if args.should_save:
+        rotate_checkpoints(
+            output_dir=str(folder.parent),
+            save_total_limit=limit,
+            best_model_checkpoint=trainer.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+
+def newest_whole(output_dir: str | Path) -> Path | None:
+    """The checkpoint with the most steps that is whole; others are named in a warning and passed over."""
+    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _NAME.fullmatch(path.name)]
+    for path in sorted(found, key=lambda path: -int(_NAME.fullmatch(path.name)[1])):
+        problem = whole_problem(path)
+        if problem is None:
+            return path
+        logger.warning(f"{path} is passed over: {problem}.")
+    return None
+
+
+def whole_problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; `None` if it is whole."""
+    try:
+        files = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["files"]
+    except OSError:
+        return f"it was not finished (it has no {WHOLE})"
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"its {WHOLE} cannot be read"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | None) -> str | None:
+    """
+    The checkpoint that a run goes on from: the one named, or for `True` the newest whole one.
+
+    `None` means the beginning: not asked to resume, or nothing whole to resume from (then with a warning).
+
+    Raises:
+        ValueError: where the checkpoint named is not whole, or the run that made it was another one.
+    """
+    if not wanted:
+        return None
+    if wanted is True:
+        folder = newest_whole(trainer.args.output_dir)
+        if folder is None:
+            logger.warning(f"{trainer.args.output_dir} has no whole checkpoint: the run starts from the beginning.")
+            return None
+    else:
+        folder = Path(wanted)
+        problem = whole_problem(folder) if folder.is_dir() else "it is no folder"
+        if problem is not None:
+            raise UsageError(
+                f"`resume_from_checkpoint={wanted}` cannot be resumed from: {problem}. Use `resume_from_checkpoint=True` for "
+                "the newest whole checkpoint."
+            )
+    _check_same_run(folder, run_identity(trainer))
+    engine = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if trainer.args.world_size > 1 and trainer.accelerator.device.type == "cpu" and not engine:
+        # transformers 5.17 reads it with `map_location=cpu:0`, which torch does not know.
+        raise UsageError(
+            "transformers cannot load an optimizer's state into several processes on CPUs. Resume under DeepSpeed, or on GPUs."
+        )
+    return str(folder)
+
+
+def _check_same_run(folder: Path, identity: dict[str, Any]) -> None:
+    made_by = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
+    differing = [
+        f"`{key}` was {made_by.get(key)!r} and is now {identity.get(key)!r}"
+        for key in dict.fromkeys([*made_by, *identity])
+        if key not in PLAN_SETTINGS and made_by.get(key) != identity.get(key)
+    ]
+    if differing:
+        raise UsageError(
+            f"{folder} was made by another run: {'; '.join(differing)}. Resume with the settings, the data and the number of "
+            f"processes of that run, or start a new one from its weights: the model `{folder}`, another `output_dir`."
+        )
+
+
+def _mark(folder: Path, identity: dict[str, Any], iteration: int) -> None:
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        flush(path)
+        files[str(path.relative_to(folder))] = path.stat().st_size
+    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder.parent]:
+        flush(path)
+    write_atomically(
+        folder / WHOLE, json.dumps({"run": identity, "iteration": iteration, "files": files}, indent=2).encode()
+    )

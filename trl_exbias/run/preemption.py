@@ -1,0 +1,81 @@
+"""SIGTERM, as a scheduler sends it before it takes a machine away: save, and leave with a code that says "resume me"."""
+
+import logging
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .errors import RESUME_EXIT_CODE, PreemptedError
+
+
+if TYPE_CHECKING:
+    from ..loop.iterative import IterativeSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Preemption(TrainerCallback):
+    """
+    Listens for SIGTERM while a run lasts; at the next step, or the next shard of rollouts, all processes agree to go.
+
+    Whoever handles the signal already keeps it. As a context manager it listens and, afterwards, restores.
+
+    Args:
+        trainer ([`IterativeSFTTrainer`]): Whose run is saved.
+    """
+
+    def __init__(self, trainer: "IterativeSFTTrainer"):
+        self.trainer = trainer
+        self.asked = False
+        self.leaving = False
+        self._listening = False
+
+    def __enter__(self):
+        self._listening = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            # A run that keeps no optimizer's state cannot be resumed.
+            and not self.trainer.args.save_only_model
+        )
+        if self._listening:
+            signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info):
+        if self._listening:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _on_signal(self, number, frame) -> None:
+        self.asked = True
+        # Not through `logging`, whose lock the interrupted code may hold.
+        os.write(2, b"trl_exbias: SIGTERM: saving after this step, or this shard of rollouts\n")
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to go. All processes must call it together."""
+        self.leaving = self.leaving or self.trainer.processes.any(self.asked)
+        return self.leaving
+
+    def leave(self, kept: str) -> None:
+        """
+        Ends the run, which has saved what it has.
+
+        Raises:
+            PreemptedError: always; as an exit status it is [`RESUME_EXIT_CODE`].
+        """
+        message = (
+            f"Stopped by SIGTERM; {kept}. Go on with `resume_from_checkpoint=True` (exit status {RESUME_EXIT_CODE})."
+        )
+        logger.warning(message)
+        raise PreemptedError(message)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.agreed():
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # what time is left is for saving
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.leaving:
+            control.should_evaluate = control.should_save = False
