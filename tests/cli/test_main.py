@@ -1,12 +1,13 @@
 import pytest
 
 from trl_exbias.cli.main import COMMANDS, main
+from trl_exbias.settings.methods import methods
 
 
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in COMMANDS)
+    assert all(name in out for name in [*COMMANDS, *methods()])
 
 
 def test_no_command_is_a_usage_error(capsys):

@@ -23,8 +23,8 @@ def test_a_run_has_the_base_and_its_own_keys(tmp_path):
     found = read(tmp_path)
     sft, bash = found.runs
     assert (found.name, found.equal, found.tolerance, found.output_dir) == ("mine", "tokens", 0.05, "runs/compare-mine")
-    assert (sft.command, sft.keys["beta"]) == ("bash", 0.0) and sft.own == {}
-    assert (bash.command, bash.keys["beta"], bash.keys["learning_rate"]) == ("bash", 0.2, 1e-4)
+    assert (sft.trains_with, sft.keys["beta"]) == ("bash", 0.0) and sft.own == {}
+    assert (bash.trains_with, bash.keys["beta"], bash.keys["learning_rate"]) == ("bash", 0.2, 1e-4)
     assert bash.keys["logging_steps"] == 1 and bash.keys["report_to"] == "none"
 
 

@@ -6,7 +6,6 @@ import pytest
 from datasets import Dataset
 from trl import DatasetMixtureConfig
 
-import trl_exbias
 from trl_exbias import BASHConfig, BASHTrainer, DaDDaggerConfig
 from trl_exbias.comparing.compute import read_compute
 from trl_exbias.methods.dad_dagger.trajectories import cut_documents
@@ -15,7 +14,7 @@ from trl_exbias.planning.lengths import measure
 from trl_exbias.planning.phases import RunShape, plan_phases
 from trl_exbias.planning.rows import first_rows
 from trl_exbias.settings.data_arguments import DataArguments
-from trl_exbias.settings.keys import CONFIG_CLASSES
+from trl_exbias.settings.methods import method_named
 
 from ..loop.runs import config, logged, trainer
 from ..tiny import byte_tokenizer, conversations, tiny_model
@@ -25,7 +24,9 @@ def test_steps_and_tokens_are_those_of_the_run(tmp_path):
     data = conversations(30)
     args = config(BASHConfig, tmp_path, num_iterations=2, beta=0.5, num_rollouts=20, gradient_accumulation_steps=2)
     lengths = measure(data, 30, "prompt-completion", byte_tokenizer(), args, cuts_trajectories=False)
-    phases, plan = plan_phases(RunShape("bash", args, lengths), args, lengths.scaled(30), num_processes=1)
+    phases, plan = plan_phases(
+        RunShape(method_named("bash").phase_plan(), args, lengths), args, lengths.scaled(30), num_processes=1
+    )
     done = trainer(BASHTrainer, args, data)
     done.train()
     assert done.state.global_step == plan.total_steps == sum(phase.steps for phase in phases)
@@ -52,8 +53,7 @@ def test_steps_and_tokens_are_those_of_the_run(tmp_path):
 )
 def test_tokens_read_for_labels_and_drawn_in_steps_are_those_of_the_run(tmp_path, method, options):
     """What runs at equal compute are given their lengths by, against what they log."""
-    config_class = getattr(trl_exbias, CONFIG_CLASSES[method])
-    trainer_class = getattr(trl_exbias, CONFIG_CLASSES[method].replace("Config", "Trainer"))
+    config_class, trainer_class = method_named(method).config_class(), method_named(method).trainer_class()
     data, of_trainer, form = conversations(20), {}, "prompt-completion"
     if method == "dad-dagger":
         data, form = (
@@ -64,7 +64,9 @@ def test_tokens_read_for_labels_and_drawn_in_steps_are_those_of_the_run(tmp_path
         of_trainer = {"teacher_model": tiny_model(seed=7)} if options["alpha"] < 1 else {}
     args = config(config_class, tmp_path, num_iterations=2, sft_epochs=0, **options)
     lengths = measure(data, len(data), form, byte_tokenizer(), args, method == "dad-dagger")
-    phases, _ = plan_phases(RunShape(method, args, lengths), args, lengths.scaled(len(data)), num_processes=1)
+    phases, _ = plan_phases(
+        RunShape(method_named(method).phase_plan(), args, lengths), args, lengths.scaled(len(data)), num_processes=1
+    )
     done = trainer(trainer_class, args, data, **of_trainer)
     done.train()
     found = read_compute(tmp_path)
@@ -80,14 +82,16 @@ def test_the_longest_batch_holds_every_batch_of_the_run(tmp_path):
     data = conversations(30)
     args = config(BASHConfig, tmp_path, beta=0.5, max_length=64)
     lengths = measure(data, 30, "prompt-completion", byte_tokenizer(), args, cuts_trajectories=False)
-    layout = RunShape("bash", args, lengths).layout(1)
+    layout = RunShape(method_named("bash").phase_plan(), args, lengths).layout(1)
     longest = max(context - 1 + 2 * response for context, response in lengths.rows)
     assert layout.rows == 4 and longest <= layout.length <= 2 * 64
 
 
 def test_branches_that_share_nothing_are_rows_of_their_own(tmp_path):
     args = config(BASHConfig, tmp_path, max_length=64)
-    shared, separate = (RunShape("bash", args, None, shared=shared).layout(1) for shared in (True, False))
+    shared, separate = (
+        RunShape(method_named("bash").phase_plan(), args, None, shared=shared).layout(1) for shared in (True, False)
+    )
     assert (shared.rows, shared.length) == (4, 128) and (separate.rows, separate.length) == (8, 64)
 
 
@@ -95,7 +99,7 @@ def test_trajectories_grow_by_a_branch_an_iteration_up_to_what_is_aggregated(tmp
     args = config(
         DaDDaggerConfig, tmp_path, context_length=20, rollout_length=5, num_iterations=4, aggregate="2", alpha=1
     )
-    shape = RunShape("dad-dagger", args, None)
+    shape = RunShape(method_named("dad-dagger").phase_plan(), args, None)
     assert [shape.branches(i) for i in range(5)] == [0, 0, 1, 2, 2]
     assert [shape.new_branches(i) for i in range(1, 5)] == [0, 1, 1, 1]
 

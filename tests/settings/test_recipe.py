@@ -6,16 +6,14 @@ import pytest
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig
 
-import trl_exbias
 from trl_exbias.settings.data_arguments import DataArguments
-from trl_exbias.settings.keys import CONFIG_CLASSES
+from trl_exbias.settings.methods import method_named
 from trl_exbias.settings.recipe import RecipeError, check_keys, parse
 from trl_exbias.settings.recipes import accelerate_configs, names, recipe_path
 
 
 def classes(method):
-    config_class = getattr(trl_exbias, CONFIG_CLASSES[method])
-    return (DataArguments, config_class, ModelConfig, DatasetMixtureConfig)
+    return (DataArguments, method_named(method).config_class(), ModelConfig, DatasetMixtureConfig)
 
 
 def recipe(tmp_path, **content) -> list[str]:

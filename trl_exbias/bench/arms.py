@@ -1,12 +1,12 @@
 """The arms of the bench: a trainer and its settings each, started from the same weights and given the same tokens."""
 
-import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from ..core.errors import UsageError
+from ..settings.methods import load, methods
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class Arm:
         Raises:
             ValueError: if there is none.
         """
-        module, _, name = self.trainer.partition(":")
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"`{self.trainer}` is no trainer: {error}. Expected `module:Class`.") from error
+        return load(self.trainer)
 
 
 #: What every other arm is compared with: as many tokens of SFT.
@@ -67,12 +63,13 @@ ARMS: tuple[Arm, ...] = (
 
 def own_arm(text: str) -> Arm:
     """
-    An arm of a user's own: `my_module:MyTrainer`, with settings behind it, such as `my_module:MyTrainer beta=0.5`.
+    An arm of a user's own: a registered method or `my_module:MyTrainer`, and its settings: `my_module:MyTrainer beta=0.5`.
 
     Raises:
         ValueError: if it has another form.
     """
-    trainer, *settings = text.split()
+    named, *settings = text.split()
+    trainer = methods()[named].trainer if named in methods() else named
     if ":" not in trainer or not all("=" in setting for setting in settings):
         raise UsageError(
             f"`{text}` is no method. Expected `module:Trainer`, and behind it `setting=value` where wanted."

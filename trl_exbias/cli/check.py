@@ -11,7 +11,8 @@ from typing import Any
 
 from ..planning.hub import Hub, uses_hub
 from ..settings.findings import Finding, Findings
-from ..settings.keys import BASELINES, CONFIG_CLASSES, valid_keys
+from ..settings.keys import valid_keys
+from ..settings.methods import method_named, methods
 from ..settings.parser import Parser
 from ..settings.recipe import RecipeError, check_keys, exit_with, read_recipe
 from ..settings.recipes import recipe_path
@@ -51,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="a recipe, or the name of a shipped one")
-    parser.add_argument("--method", choices=list(CONFIG_CLASSES), help="the training command that is meant")
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help=f"the method that is meant: {', '.join(methods())}, or `module:Trainer`, one of your own",
+    )
     parser.add_argument("--num_processes", type=int, help="training processes, one a GPU")
     parser.add_argument(
         "--accelerate_config", "--config_file", metavar="NAME_OR_FILE", help="as for `exbias bash`: zero3, fsdp2, …"
@@ -67,7 +72,7 @@ def _check(options: argparse.Namespace, overrides: list[str]) -> int:
         path = _find(options.recipe)
         argv = ["--config", str(path), *overrides]
         _, recipe = read_recipe(argv)
-        method = options.method or method_of(path, recipe)
+        method = method_named(options.method or method_of(path, recipe)).name
     except ValueError as error:
         return exit_with(error)
     findings = Findings(on_found=(lambda finding: None) if options.json else _print)
@@ -92,7 +97,7 @@ def _check(options: argparse.Namespace, overrides: list[str]) -> int:
         accelerate_file = None
         with findings.collect("placement"):
             accelerate_file = _accelerate_file(options.accelerate_config)
-        plan = look(findings, hub, method, arguments, options.num_processes, accelerate_file, options.gpu_memory_gib)
+        plan = look(findings, hub, arguments, options.num_processes, accelerate_file, options.gpu_memory_gib)
     errors, warnings = len(findings.errors), len(findings.warnings)
     if options.json:
         found = {"errors": findings.errors, "warnings": findings.warnings}
@@ -112,19 +117,20 @@ def method_of(path: Path, recipe: dict[str, Any]) -> str:
     Raises:
         RecipeError: if neither says.
     """
-    folders = [part for part in reversed(path.absolute().parent.parts) if part in CONFIG_CLASSES]
-    if folders and folders[0] in BASELINES:
+    known = methods()
+    folders = [part for part in reversed(path.absolute().parent.parts) if part in known]
+    if folders and known[folders[0]].is_baseline:
         return folders[0]
     # A baseline shares keys with the method it is compared with, which is the one that is meant unless a key says otherwise.
-    by_keys = _with_own_keys(CONFIG_CLASSES, recipe) or _with_own_keys(set(CONFIG_CLASSES) - set(BASELINES), recipe)
+    by_keys = _with_own_keys(known, recipe) or _with_own_keys(
+        {name for name, method in known.items() if not method.is_baseline}, recipe
+    )
     if len(by_keys) == 1:
         return by_keys.pop()
     if folders:
         return folders[0]
     reason = f"it has keys of {' and of '.join(sorted(by_keys))}" if by_keys else "it has no key of a single method"
-    raise RecipeError(
-        str(path), [f"{reason}, and lies in no method's folder: say --method {'|'.join(CONFIG_CLASSES)}."]
-    )
+    raise RecipeError(str(path), [f"{reason}, and lies in no method's folder: say --method {'|'.join(known)}."])
 
 
 def _with_own_keys(methods: Iterable[str], recipe: dict[str, Any]) -> set[str]:

@@ -6,15 +6,12 @@ import sys
 
 from ..core.errors import ExbiasError
 from ..core.files import closed_pipe_is_no_error
+from ..settings.methods import methods
 from ..settings.recipe import exit_with
 
 
 COMMANDS = {
-    "bash": "Batch-Scheduled Sampling: train on gold and on responses mixed with the policy's own tokens",
-    "rac": "Reference-Answer-based Correction: train on gold and on the policy's corrections of its own answers",
-    "dad-dagger": "DaD-DAgger: distil a student on the data's contexts and on its own, from a teacher and the data",
-    "spin": "Self-Play Fine-Tuning, a baseline: prefer gold to the policy's own response",
-    "scheduled-sampling": "BASH with its mixing done anew at every step, a baseline: slow on purpose",
+    "train": "any method, a user's own too: --method NAME or --method my_module:MyTrainer",
     "check": "a recipe before it is run: every problem at once, and the plan: steps, tokens, memory, disk",
     "measure": "perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
     "evaluate": "what models write: ROUGE, GSM8K, MATH, judges, embeddings, degeneration; and their exposure bias",
@@ -39,15 +36,19 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: exbias COMMAND …\n")
-        for name, what in COMMANDS.items():
+        for name, what in {**{m.name: m.about for m in methods().values()}, **COMMANDS}.items():
             print(f"  {name:<10} {what}")
         print("\nexbias COMMAND --help tells more.")
         return 0 if argv else 2
     command, *rest = argv
-    if command not in COMMANDS:
-        nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+    if command in methods():
+        command, *before = methods()[command].command
+        rest = [*before, *rest]
+    elif command not in COMMANDS:
+        known = [*methods(), *COMMANDS]
+        nearest = difflib.get_close_matches(command, known, n=1)
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(known)}.", file=sys.stderr)
         return 2
     return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)
 

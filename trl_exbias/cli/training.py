@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import importlib
 import logging
 import os
 import sys
@@ -12,42 +11,35 @@ from typing import Any
 from ..core.errors import ExbiasError
 from ..core.files import closed_pipe_is_no_error
 from ..core.local_names import check_local
-from ..settings.keys import CONFIG_CLASSES
+from ..settings.methods import Method, method_named
 from ..settings.recipe import RecipeError, check_keys, exit_with, parse
 from ..settings.recipes import accelerate_configs
 
 
-#: Where the classes of each command are.
-MODULES = {
-    "bash": "trl_exbias.methods.bash",
-    "rac": "trl_exbias.methods.rac",
-    "dad-dagger": "trl_exbias.methods.dad_dagger.trainer",
-    "spin": "trl_exbias.methods.spin",
-    "scheduled-sampling": "trl_exbias.methods.scheduled_sampling",
-}
-
-
-def launch(command: str, argv: list[str]) -> int:
-    """`exbias <command> …`: checks the keys, then hands over to `accelerate launch -m trl_exbias.cli.<command> …`."""
+def launch(name: str, argv: list[str]) -> int:
+    """`exbias <method> …`: checks the keys, then hands over to `accelerate launch -m trl_exbias.cli.<method> …`."""
     try:
-        launch_args = check_keys(command, argv)
+        method = method_named(name)
+        launch_args = check_keys(name, argv)
         accelerate_args = resolve_accelerate_config(launch_args)
-    except RecipeError as error:
+    except ExbiasError as error:
         return exit_with(error)
     if "--help" in argv or "-h" in argv:
-        return script(command, ["--help"])
+        return script(name, ["--help"])
     from accelerate.commands.launch import launch_command_parser
 
     from .launcher import run_launcher
 
     script_args = _without(argv, launch_args)
-    arguments = launch_command_parser().parse_args([*accelerate_args, "-m", _module(command), *script_args])
+    arguments = launch_command_parser().parse_args([*accelerate_args, "-m", *_script(method), *script_args])
     _use_all_cores(arguments.num_processes or 1)
     return run_launcher(arguments)
 
 
-def _module(command: str) -> str:
-    return f"trl_exbias.cli.{command.replace('-', '_')}"
+def _script(method: Method) -> list[str]:
+    """The module that trains with a method, and what it is told beside a recipe's keys."""
+    command, *rest = method.command
+    return [f"trl_exbias.cli.{command.replace('-', '_')}", *rest]
 
 
 def _use_all_cores(num_processes: int) -> None:
@@ -58,25 +50,24 @@ def _use_all_cores(num_processes: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes)))
 
 
-def script(command: str, argv: list[str]) -> int:
+def script(name: str, argv: list[str]) -> int:
     """The training script itself, in a process that `accelerate launch` (or a user) started."""
     try:
-        check_keys(command, argv)
-        trainer_module = importlib.import_module(MODULES[command])
-        config_class = getattr(trainer_module, CONFIG_CLASSES[command])
-        trainer_class = getattr(trainer_module, CONFIG_CLASSES[command].replace("Config", "Trainer"))
+        check_keys(name, argv)
+        method = method_named(name)
+        config_class = method.config_class()
         from trl import DatasetMixtureConfig, ModelConfig
 
         from ..settings.data_arguments import DataArguments
 
         arguments = parse((DataArguments, config_class, ModelConfig, DatasetMixtureConfig), argv)
-        _train(trainer_class, *arguments)
+        _train(method, *arguments)
     except ExbiasError as error:
         return exit_with(error)
     return 0
 
 
-def _train(trainer_class: type, data_args: Any, args: Any, model_args: Any, mixture: Any) -> None:
+def _train(method: Method, data_args: Any, args: Any, model_args: Any, mixture: Any) -> None:
     from trl import get_peft_config, get_quantization_config
 
     from ..run.run_directory import check_output_dir
@@ -99,6 +90,7 @@ def _train(trainer_class: type, data_args: Any, args: Any, model_args: Any, mixt
         **(args.model_init_kwargs or {}),
     }
     wants_eval = args.eval_strategy != "no"
+    trainer_class = method.trainer_class()
     trainer = trainer_class(
         model=model_args.model_name_or_path,
         args=args,
@@ -157,8 +149,8 @@ def _split_flag(argument: str, flag: str) -> list[str]:
     return argument.split("=", 1) if argument.startswith(f"{flag}=") else [argument]
 
 
-def main(command: str) -> None:
-    """Entry of `python -m trl_exbias.cli.<command>`."""
+def main(method: str, argv: list[str] | None = None) -> None:
+    """Entry of `python -m trl_exbias.cli.<method>`."""
     with contextlib.suppress(KeyboardInterrupt), closed_pipe_is_no_error():
-        sys.exit(script(command, sys.argv[1:]))
+        sys.exit(script(method, sys.argv[1:] if argv is None else argv))
     sys.exit(130)

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..settings.keys import CONFIG_CLASSES, launcher_flags, unknown_key_message, valid_keys
+from ..settings.keys import launcher_flags, unknown_key_message, valid_keys
+from ..settings.methods import method_named, methods
+from ..settings.phase_plan import PhasePlan
 from ..settings.recipe import RecipeError
 from .evaluate_options import check_options
 
 
 #: Plain SFT: BASH without anything mixed.
 SFT = "sft"
-METHODS = (SFT, *CONFIG_CLASSES)
 EQUALITIES = ("tokens", "seconds", "none")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _OURS = ("method", "sweep")
@@ -39,9 +40,19 @@ class PlannedRun:
     keys: dict[str, Any]
 
     @property
-    def command(self) -> str:
-        """The training command."""
+    def trains_with(self) -> str:
+        """The method whose command trains it."""
         return "bash" if self.method == SFT else self.method
+
+    @property
+    def command(self) -> list[str]:
+        """The words after `exbias` that train it."""
+        return method_named(self.trains_with).command
+
+    @property
+    def plan(self) -> PhasePlan:
+        """How its phases are planned."""
+        return method_named(self.trains_with).phase_plan()
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,10 @@ def _options(content: dict[str, Any], runs: list[PlannedRun], problems: list[str
     return found
 
 
+def _is_method(given: Any) -> bool:
+    return isinstance(given, str) and (given in (SFT, *methods()) or ":" in given)
+
+
 def _runs(content: dict[str, Any], base: dict[str, Any], problems: list[str]) -> list[PlannedRun]:
     declared, runs = content.get("runs"), []
     if not isinstance(declared, dict) or not declared:
@@ -193,9 +208,10 @@ def _runs(content: dict[str, Any], base: dict[str, Any], problems: list[str]) ->
         if key in base:
             problems.append(f"`base`: `{key}` is set by the comparison itself. Leave it out.")
     for name, own in declared.items():
-        if not isinstance(own, dict) or own.get("method") not in METHODS:
-            given = own.get("method") if isinstance(own, dict) else None
-            problems.append(f"{name}: `method` must be one of {', '.join(METHODS)}, got {given!r}.")
+        given = own.get("method") if isinstance(own, dict) else None
+        if not _is_method(given):
+            known = ", ".join([SFT, *methods()])
+            problems.append(f"{name}: `method` must be one of {known}, or `module:Trainer`, got {given!r}.")
             continue
         for label, values in _grid(name, content.get("sweep"), own.get("sweep"), problems):
             settings = {key: value for key, value in own.items() if key not in _OURS} | values
@@ -223,7 +239,7 @@ def _run(name: str, method: str, own: dict[str, Any], base: dict[str, Any], prob
         # One objective throughout: one schedule of the learning rate, unless asked otherwise.
         keys |= {"beta": 0.0, "restart_lr_schedule": own.get("restart_lr_schedule", False)}
     run = PlannedRun(name, method, own, keys)
-    known = [*valid_keys(run.command), "env"]
+    known = [*valid_keys(run.trains_with), "env"]
     problems += [f"{name}: {unknown_key_message(key, known)}" for key in keys if key not in known]
     return run
 

@@ -40,7 +40,7 @@ class Forecast:
     sft_tokens: float = 0.0
 
     @classmethod
-    def from_plan(cls, method: str, plan: dict[str, Any]) -> "Forecast | None":
+    def from_plan(cls, plan: dict[str, Any], draws_in_steps: bool) -> "Forecast | None":
         """From the plan that `exbias check --json` prints; `None` where it does not know the number of rows."""
         phases = plan["phases"]
         known = ("steps", "tokens", "rollout_tokens", "label_tokens", "online_tokens")
@@ -49,7 +49,7 @@ class Forecast:
         sft, last = phases[0], phases[-1]
         is_sft = sft["iteration"] == 0
         # Drawn by scheduled sampling; read by a teacher that stands in the step.
-        online, draws = sum(phase["online_tokens"] for phase in phases), method == "scheduled-sampling"
+        online, draws = sum(phase["online_tokens"] for phase in phases), draws_in_steps
         return cls(
             steps=sum(phase["steps"] for phase in phases),
             trained=sum(phase["tokens"] for phase in phases),
@@ -87,14 +87,14 @@ def forecast_runs(
     if problems:
         raise RecipeError("comparison", problems)
     return {
-        run.name: None if report["plan"] is None else Forecast.from_plan(run.method, report["plan"])
+        run.name: None if report["plan"] is None else Forecast.from_plan(report["plan"], run.plan.draws_in_steps)
         for (run, _), report in zip(runs, checked, strict=True)
     }
 
 
 def _check(run: PlannedRun, recipe: Path, launch: dict[str, Any], on_done: Callable[[], None]) -> dict[str, Any]:
     # It goes on where a killed one stopped: a folder that holds a run is no mistake here.
-    command = [sys.executable, "-m", "trl_exbias.cli.main", "check", str(recipe), "--method", run.command, "--json"]
+    command = [sys.executable, "-m", "trl_exbias.cli.main", "check", str(recipe), "--method", run.trains_with, "--json"]
     command += ["--resume_from_checkpoint", "true", *launch_arguments(launch, _PLACEMENT)]
     done = subprocess.run(command, capture_output=True, text=True)
     on_done()

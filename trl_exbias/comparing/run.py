@@ -28,9 +28,6 @@ RUNS, FORECAST_FILE = "runs", "forecast.json"
 #: The comparison file that the folder of a comparison belongs to.
 SOURCE_FILE = "comparison.yaml"
 
-# Methods whose answers are as long as the policy makes them, of which a forecast knows the limit alone.
-_ANSWER_FREELY = ("rac", "spin")
-
 
 def compare(comparison: Comparison, output: Path, source: str | None = None) -> list[Path]:
     """
@@ -173,7 +170,8 @@ def _train_all(comparison: Comparison, folders: dict[str, Path], forecasts: dict
             planned = forecasts[anchor.name]
             sft_tokens = trained_tokens(read_logs(folders[anchor.name]), up_to_step=planned.sft_steps)
             forecast = calibrated(forecast, planned, sft_tokens)
-            if {run.method, anchor.method} <= set(_ANSWER_FREELY):
+            # Of answers as long as the policy makes them a forecast knows the limit alone.
+            if run.plan.answers_freely and anchor.plan.answers_freely:
                 forecast = answered(forecast, calibrated(planned, planned, sft_tokens), measured)
         steps = steps_for(budget, forecast, price)
         _train(run, folders[run.name], steps, steps, f"{run.name} ({number}/{len(runs)})", launch)

@@ -101,7 +101,7 @@ def train(
         return
     attempts = read_attempts(folder)
     _refuse_second_trainer(folder, attempts)
-    command = [sys.executable, "-m", "trl_exbias.cli.main", run.command, "--config", str(folder / RECIPE_FILE)]
+    command = [sys.executable, "-m", "trl_exbias.cli.main", *run.command, "--config", str(folder / RECIPE_FILE)]
     command += ["--resume_from_checkpoint", "true", *launch_arguments(launch or {})]
     record = {"seconds": 0.0, "status": None, "host_bytes": None, "pid": None}
     started = time.perf_counter()

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ...run.rollout_store import write_atomically
 from .branches import Branch
+from .files import write_atomically
 
 
 logger = logging.getLogger(__name__)

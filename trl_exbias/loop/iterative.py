@@ -41,6 +41,7 @@ from ..run.checkpoints import checkpoint_to_resume, save_whole, whole_problem
 from ..run.preemption import Preemption
 from ..run.processes import Processes
 from ..run.run_directory import RunRecorder, check_output_dir, clear_output_dir, run_moment
+from ..settings.phase_plan import PhasePlan
 from .config import IterativeSFTConfig
 from .epoch_axis import EpochAxis
 from .finite import check_weights
@@ -93,6 +94,8 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
     _tag_names = ["trl", "trl-exbias", "iterative-sft"]
     _name = "Iterative SFT"
     config_class = IterativeSFTConfig
+    #: How `exbias check` and `exbias compare` plan the method's phases.
+    phase_plan = PhasePlan()
     #: Forms of data (see `data_checks.dataset_form`) in which the method makes sense.
     dataset_forms: tuple[str, ...] = ("prompt-completion", "messages", "text", "tokenized")
     #: Whether plain text is read as whole documents, and a text file as one.

@@ -8,6 +8,7 @@ from ..loop.config import IterativeSFTConfig, _number
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from ..rollouts.noise import derive_seed, uniform
+from .plans import MixingPlan
 
 
 @dataclass
@@ -87,6 +88,7 @@ class BASHTrainer(IterativeSFTTrainer):
 }""",
     }
     config_class = BASHConfig
+    phase_plan = MixingPlan()
     branch_kinds = ("mixed",)
 
     @property

@@ -10,6 +10,7 @@ from ..loop.config import IterativeSFTConfig, _number
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from .bash import BASHTrainer
+from .plans import RACPlan
 from .rac_template import CorrectionTemplate
 
 
@@ -81,6 +82,7 @@ class RACTrainer(IterativeSFTTrainer):
     _name = "RAC"
     _paper = BASHTrainer._paper
     config_class = RACConfig
+    phase_plan = RACPlan()
     branch_kinds = ("own",)
     dataset_forms = ("prompt-completion", "messages")
     engine_calls_per_row = 2

@@ -12,6 +12,7 @@ from ..loop.plan import PlannedEpoch
 from ..loop.rollout_phase import RolloutPhase
 from ..rollouts.noise import derive_seed
 from .bash import BASHConfig, BASHTrainer
+from .plans import ScheduledSamplingPlan
 
 
 @dataclass
@@ -69,6 +70,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
 }""",
     }
     config_class = ScheduledSamplingConfig
+    phase_plan = ScheduledSamplingPlan()
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

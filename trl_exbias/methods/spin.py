@@ -13,6 +13,7 @@ from ..loop.config import IterativeSFTConfig, _number
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from ..rollouts.counting import LABEL_LENGTH
+from .plans import SPINPlan
 
 
 #: The kind whose "labels" are pairs of a gold and an own response: one loss a pair.
@@ -115,6 +116,7 @@ class SPINTrainer(IterativeSFTTrainer):
 }""",
     }
     config_class = SPINConfig
+    phase_plan = SPINPlan()
     collator_class = PairCollator
     branch_kinds = ("own", PAIR)
     dataset_forms = ("prompt-completion", "messages")

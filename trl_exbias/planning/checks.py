@@ -19,6 +19,7 @@ from ..methods.dad_dagger.teacher import Teacher, check_tokenizers, shared_vocab
 from ..methods.rac_template import CorrectionTemplate
 from ..run.run_directory import check_output_dir
 from ..settings.findings import Findings
+from ..settings.phase_plan import PhasePlan
 from .disk import write_problem
 from .hub import Hub, NotAtHand
 from .lengths import Lengths
@@ -96,7 +97,7 @@ def read_tokenizer(findings: Findings, hub: Hub, name: str, args: Any, **kwargs:
 
 
 def check_data(
-    findings: Findings, found: FirstRows, name: str, args: Any, trainer_class: type, config: PretrainedConfig | None
+    findings: Findings, found: FirstRows, name: str, args: Any, plan: PhasePlan, config: PretrainedConfig | None
 ) -> str | None:
     """
     The first rows have a form that the method can train on, and nothing is wrong with any of them; returns the form.
@@ -111,12 +112,12 @@ def check_data(
             has_pictures = {"image", "images"} & {*rows.column_names}
             return None if has_pictures else dataset_form(rows.column_names, args.dataset_text_field, name=name)
         form = dataset_form(rows.column_names, args.dataset_text_field, name=name)
-        if name == TRAINING and form not in trainer_class.dataset_forms:
+        if name == TRAINING and form not in plan.dataset_forms:
             raise UsageError(
-                f"{trainer_class._name} needs data in the form {' or '.join(trainer_class.dataset_forms)}; these are of the "
+                f"{plan.title} needs data in the form {' or '.join(plan.dataset_forms)}; these are of the "
                 f"form {form} (columns: {', '.join(rows.column_names)})."
             )
-        reads_documents = trainer_class.reads_documents
+        reads_documents = plan.reads_documents
         raise_problems(
             check_rows(
                 rows, name, args.dataset_text_field, False, size, reads_documents, _rows_of(rows, name, found.are_all)

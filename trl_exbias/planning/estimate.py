@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from ..methods.rac import RACConfig
-from ..methods.spin import SPINConfig
 from ..settings.findings import Findings
 from .activations import Activations, count_activations
 from .lm_head import HeadMemory, distillation_head, fused_head
@@ -25,10 +23,6 @@ from .model import ModelFacts, is_recurrent, meta_model, model_facts
 from .phases import Layout, PlannedPhase
 from .placement import Placement
 from .rollout_memory import rollout_moments, teacher_moment
-
-
-# Whose policy reads what it has drawn once more, in batches of its own.
-_READS_FOR_LABELS = (RACConfig, SPINConfig)
 
 
 @dataclass(frozen=True)
@@ -73,10 +67,12 @@ def estimate(
     placement: Placement,
     phases: list[PlannedPhase],
     device_bytes: int | None = None,
+    reads_for_labels: bool = False,
 ) -> Estimate | None:
     """
     Args:
         device_bytes (`int`, *optional*): Memory of one device.
+        reads_for_labels (`bool`): Whether the policy reads what it has drawn once more, in batches of its own.
 
     Returns:
         [`Estimate`]: `None`, with a finding, where the model cannot be laid out.
@@ -116,7 +112,7 @@ def estimate(
     if casts_model(placement):
         model.to(computes_in)
     activations = _Counter(findings, model, None if casts_model(placement) else precision(placement))
-    planner = _Planner(args, facts, teacher, placement, stand, computes_in, device_bytes)
+    planner = _Planner(args, facts, teacher, placement, stand, computes_in, device_bytes, reads_for_labels)
     memory = []
     for phase in phases:
         counted = None if phase.layout is None else activations(phase.layout)
@@ -136,6 +132,7 @@ class _Planner:
     stand: Standing
     computes_in: torch.dtype
     device_bytes: int | None
+    reads_for_labels: bool
 
     def around(self, phase: PlannedPhase) -> list[PhaseMemory]:
         """What comes between two training phases: rollouts, the teacher's labels."""
@@ -147,7 +144,7 @@ class _Planner:
                 self.placement,
                 self._rollout_tokens(phase),
                 self.args.top_p < 1,
-                isinstance(self.args, _READS_FOR_LABELS),
+                self.reads_for_labels,
                 self.args.vllm_gpu_memory_utilization,
                 self.device_bytes,
                 # A server has devices of its own.

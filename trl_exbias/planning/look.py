@@ -8,6 +8,7 @@ from trl import get_peft_config
 
 from ..chat.data_checks import TRAINING, evaluation_name, readable
 from ..settings.findings import Findings
+from ..settings.phase_plan import PhasePlan
 from . import checks, disk
 from .estimate import Estimate, estimate, shares_context
 from .hub import Hub, NotAtHand
@@ -30,7 +31,6 @@ _RESERVED = 0.06
 def look(
     findings: Findings,
     hub: Hub,
-    method: str,
     arguments: "Arguments",
     num_processes: int | None = None,
     accelerate_file: str | None = None,
@@ -58,9 +58,9 @@ def look(
     rows, form = _rows(findings, hub, arguments, "train", config)
     if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
         _rows(findings, hub, arguments, "test", config)
-    lengths = _lengths(findings, method, rows, form, tokenizer, config, args)
+    lengths = _lengths(findings, arguments.plan, rows, form, tokenizer, config, args)
     teacher = None
-    if method == "dad-dagger":
+    if arguments.plan.has_teacher:
         teacher = checks.check_teacher(findings, hub, args, tokenizer, config)
         if form == "text":
             checks.check_trajectories(findings, args, model=config, teacher=teacher)
@@ -72,7 +72,7 @@ def look(
     if placement is None:
         return None
     checks.check_placement(findings, args, placement, model_args.use_peft)
-    return _plan(findings, method, arguments, placement, config, teacher, rows, form, lengths, gpu_memory_gib)
+    return _plan(findings, arguments, placement, config, teacher, rows, form, lengths, gpu_memory_gib)
 
 
 def _rows(
@@ -90,10 +90,10 @@ def _rows(
         return None, None
     try:
         with findings.collect("data"):
-            found = first_rows(data, mixture, kind, hub, arguments.trainer_class.reads_documents)
+            found = first_rows(data, mixture, kind, hub, arguments.plan.reads_documents)
             name = TRAINING if kind == "train" else evaluation_name("eval")
             found = dataclasses.replace(found, rows=readable(found.rows, name))
-            return found, checks.check_data(findings, found, name, arguments.config, arguments.trainer_class, config)
+            return found, checks.check_data(findings, found, name, arguments.config, arguments.plan, config)
     except NotAtHand as away:
         findings.warn(
             "data",
@@ -104,15 +104,21 @@ def _rows(
 
 
 def _lengths(
-    findings: Findings, method: str, rows: FirstRows | None, form: str | None, tokenizer: Any, config: Any, args: Any
+    findings: Findings,
+    plan: PhasePlan,
+    rows: FirstRows | None,
+    form: str | None,
+    tokenizer: Any,
+    config: Any,
+    args: Any,
 ) -> Lengths | None:
     if form is None:
         return None
-    if method == "rac":
+    if plan.has_correction:
         checks.check_correction(findings, rows.rows, args, tokenizer)
     if tokenizer is None or not checks.check_rows_and_tokenizer(findings, rows.rows, form, tokenizer, config, args):
         return None
-    lengths = measure(rows.rows, rows.num_read, form, tokenizer, args, method == "dad-dagger")
+    lengths = measure(rows.rows, rows.num_read, form, tokenizer, args, plan.has_teacher)
     checks.check_lengths(findings, lengths, args, form, config, rows.are_all)
     return lengths if lengths.rows else None
 
@@ -131,7 +137,6 @@ def _placement(arguments: "Arguments", num_processes: int | None, accelerate_fil
 
 def _plan(
     findings: Findings,
-    method: str,
     arguments: "Arguments",
     placement: Placement,
     config: Any,
@@ -142,13 +147,13 @@ def _plan(
     gpu_memory_gib: float | None,
 ) -> Plan:
     args, model_args = arguments.config, arguments.model
-    labels_prompts = form in ("messages", "text") and method != "dad-dagger" and not args.assistant_only_loss
+    labels_prompts = form in ("messages", "text") and not arguments.plan.has_teacher and not args.assistant_only_loss
     shared = shares_context(model_args.attn_implementation, args, config)
-    shape = RunShape(method, args, lengths, shared, labels_prompts)
+    shape = RunShape(arguments.plan, args, lengths, shared, labels_prompts)
     num_rows = None if rows is None else rows.num_rows
     if lengths is not None:
         num_rows = lengths.scaled(num_rows)
-    elif method == "dad-dagger" or args.rollout_turns == "all":
+    elif arguments.plan.has_teacher or args.rollout_turns == "all":
         num_rows = None  # a row of the data is many of the run
     if args.is_plain_sft and (args.packing or arguments.data.dataset_streaming or arguments.mixture.streaming):
         num_rows = None  # several rows of the data are one of the run; a stream's are not counted
@@ -168,7 +173,8 @@ def _plan(
     if config is None:
         return planned
     peft_config = get_peft_config(model_args)
-    found = estimate(findings, config, teacher, args, model_args, peft_config, placement, phases, device)
+    reads = arguments.plan.reads_for_labels
+    found = estimate(findings, config, teacher, args, model_args, peft_config, placement, phases, device, reads)
     planned.estimate = found
     if found is None:
         return planned

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ..loop.plan import Phase, RunPlan, batches_per_epoch, phases_of
+from ..settings.phase_plan import MeanLengths, PhasePlan
 from .lengths import Lengths
 
 
@@ -62,14 +63,14 @@ class RunShape:
     What a method makes of a row, in numbers.
 
     Args:
-        method (`str`): A training command's name.
+        plan ([`PhasePlan`]): Of the method.
         args (`Any`): The method's configuration.
         lengths ([`Lengths`], *optional*): Of the first rows; `None` where there is no tokenizer or no data at hand.
         shared (`bool`): Whether the branches of a context share its encoding.
         labels_prompts (`bool`): Whether prompts are trained on too (conversations, plain text).
     """
 
-    method: str
+    plan: PhasePlan
     args: Any
     lengths: Lengths | None
     shared: bool = True
@@ -82,26 +83,21 @@ class RunShape:
 
     def branches(self, iteration: int) -> int:
         """Rollouts that a row has beside its gold branch."""
-        match self.method:
-            case "bash" | "scheduled-sampling":
-                return int(iteration > 0 and self.args.beta > 0)
-            case "dad-dagger":
-                # The first iteration trains on the data alone.
-                return max(0, min(iteration - 1, self.args.rollouts_in_use))
-        return int(iteration > 0)
+        return self.plan.branches(self.args, iteration)
 
     def new_branches(self, iteration: int) -> int:
-        """How many of them are rolled out just before the iteration. (Scheduled sampling draws as it trains.)"""
-        if self.method == "scheduled-sampling":
-            return 0
-        return min(1, self.branches(iteration))
+        """How many of them are rolled out just before the iteration."""
+        return self.plan.new_branches(self.args, iteration)
 
     def branch_length(self, context: float, response: float) -> float:
-        """Tokens of a rollout; where it may stop earlier (RAC, SPIN), at most."""
-        if self.method not in ("rac", "spin"):
-            return response
-        room = math.inf if self.args.max_length is None else self.args.max_length - context
-        return max(0, min(self.args.max_new_tokens, room))
+        """Tokens of a rollout; where it may stop earlier, at most."""
+        return self.plan.branch_length(self.args, context, response)
+
+    @property
+    def mean(self) -> MeanLengths:
+        """Mean tokens of a row."""
+        lengths = self.lengths
+        return MeanLengths(lengths.mean_context, lengths.mean_response, mean_branch(self), lengths.mean_correction)
 
     def tokens(self, iteration: int, rolled_out: float) -> float | None:
         """Mean tokens of a row of an iteration, `rolled_out` being the share of rows with branches."""
@@ -115,33 +111,18 @@ class RunShape:
 
     def label_tokens(self, iteration: int, rows: int, rolled_out: int) -> int:
         """Tokens read for labels before an iteration of so many rows and new rollouts."""
-        lengths = self.lengths
-        branch = rolled_out * mean_branch(self)
-        match self.method:
-            case "rac":  # the answer, behind question and reference
-                return round(rolled_out * lengths.mean_correction + branch)
-            case "spin":  # gold and own response, each behind its context
-                return round(rolled_out * (2 * lengths.mean_context + lengths.mean_response) + branch)
-            case "dad-dagger" if iteration > 0 and self.args.alpha < 1 and self.args.cache_teacher:
-                gold = rows * (lengths.mean_context + lengths.mean_response) if iteration == 1 else 0
-                return round(gold + rolled_out * lengths.mean_context + branch)
-        return 0
+        return round(self.plan.label_tokens(self.args, self.mean, iteration, rows, rolled_out))
 
     def online_tokens(self, iteration: int, mixed: float, trained: int) -> int:
         """Tokens drawn, or read by a teacher, in the steps of an iteration, which mixes so many rows and trains on `trained`."""
-        match self.method:
-            case "scheduled-sampling" if self.branches(iteration):
-                return round(mixed * self.lengths.mean_response)
-            case "dad-dagger" if iteration > 0 and self.args.alpha < 1 and not self.args.cache_teacher:
-                return trained
-        return 0
+        return round(self.plan.online_tokens(self.args, self.mean, iteration, mixed, trained))
 
     def layout(self, iteration: int) -> Layout | None:
         """A micro-batch of the longest rows: as long as `max_length` allows, with the first rows' share of prompt."""
         longest = self.args.max_length
         if self.lengths is not None and self.lengths.rows:
             seen = max(context + response for context, response in self.lengths.rows)
-            is_fixed = self.method == "dad-dagger" and len({sum(row) for row in self.lengths.rows}) == 1
+            is_fixed = self.plan.has_teacher and len({sum(row) for row in self.lengths.rows}) == 1
             longest = seen if longest is None or is_fixed else longest
             share = self.lengths.mean_context / max(1.0, self.lengths.mean_context + self.lengths.mean_response)
         else:

@@ -13,7 +13,7 @@ from .model import ModelFacts
 from .placement import Placement
 
 
-# Of the memory that is free when a rollout phase begins (`trainers/vllm_phase.py`).
+# Of the memory that is free when a rollout phase begins (`rollouts/vllm/phase.py`).
 _VLLM_SHARE = 0.85
 # Float32 tiles of a chunk's logits that stand while tokens are drawn. Noise is made in two integer tiles, a float one and its
 # logarithm, on a GPU for the whole chunk at once; a CPU makes it in small parts. Top-p sorts: values, indices, probabilities, sums.

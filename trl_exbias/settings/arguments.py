@@ -1,13 +1,12 @@
 """A training command's arguments with all that is wrong with them, where a command itself stops at the first kind of mistake."""
 
-import importlib
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
-from ..cli.training import MODULES
 from .findings import Findings
-from .keys import CONFIG_CLASSES
+from .methods import method_named
+from .phase_plan import PhasePlan
 from .recipe import RecipeError, value_problems
 
 
@@ -15,14 +14,14 @@ from .recipe import RecipeError, value_problems
 class Arguments:
     """
     Args:
-        trainer_class (`type`): The method's trainer.
+        plan ([`PhasePlan`]): How the method is planned.
         data ([`DataArguments`]), model ([`~trl.ModelConfig`]), mixture ([`~trl.DatasetMixtureConfig`]): As for the command.
         config ([`IterativeSFTConfig`]): The method's configuration, without what belongs to the machine it will run on.
         asked (`SimpleNamespace`): What was asked of that machine: `use_cpu`, `bf16`, `fp16`, `deepspeed`.
         are_valid (`bool`): Whether nothing is wrong with the configuration itself.
     """
 
-    trainer_class: type
+    plan: PhasePlan
     data: Any
     config: Any
     model: Any
@@ -42,8 +41,8 @@ def read_arguments(findings: Findings, method: str, overrides: list[str], recipe
 
     from .data_arguments import DataArguments
 
-    module = importlib.import_module(MODULES[method])
-    config_class = getattr(module, CONFIG_CLASSES[method])
+    found = method_named(method)
+    config_class = found.config_class()
 
     class Parser(TrlParser):
         def error(self, message: str):
@@ -64,7 +63,7 @@ def read_arguments(findings: Findings, method: str, overrides: list[str], recipe
     values = vars(parser.parse_known_args(usable)[0])
     config, are_valid = _make_config(findings, config_class, values)
     return Arguments(
-        trainer_class=getattr(module, CONFIG_CLASSES[method].replace("Config", "Trainer")),
+        plan=found.phase_plan(),
         data=_make(findings, DataArguments, values),
         config=config,
         model=_make(findings, ModelConfig, values),

@@ -6,22 +6,25 @@ against the imported classes.
 """
 
 import ast
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from .methods import method_named
+
 
 # Where the classes are defined that commands are made of, and their bases.
 _SOURCES = (
-    ("trl_exbias", "cli/data_arguments.py"),
-    ("trl_exbias", "trainers/iterative_config.py"),
-    ("trl_exbias", "trainers/bash.py"),
-    ("trl_exbias", "trainers/rac.py"),
-    ("trl_exbias", "trainers/dad_dagger_config.py"),
-    ("trl_exbias", "trainers/spin.py"),
-    ("trl_exbias", "trainers/scheduled_sampling.py"),
+    ("trl_exbias", "settings/data_arguments.py"),
+    ("trl_exbias", "loop/config.py"),
+    ("trl_exbias", "methods/bash.py"),
+    ("trl_exbias", "methods/rac.py"),
+    ("trl_exbias", "methods/dad_dagger/config.py"),
+    ("trl_exbias", "methods/spin.py"),
+    ("trl_exbias", "methods/scheduled_sampling.py"),
     ("trl", "scripts/utils.py"),
     ("trl", "trainer/model_config.py"),
     ("trl", "trainer/sft_config.py"),
@@ -30,25 +33,19 @@ _SOURCES = (
 )
 #: Classes behind every training command, besides the method's own config.
 COMMON_CLASSES = ("DataArguments", "ModelConfig", "DatasetMixtureConfig")
-CONFIG_CLASSES = {
-    "bash": "BASHConfig",
-    "rac": "RACConfig",
-    "dad-dagger": "DaDDaggerConfig",
-    "spin": "SPINConfig",
-    "scheduled-sampling": "ScheduledSamplingConfig",
-}
-#: Commands of methods that the others are compared with.
-BASELINES = ("spin", "scheduled-sampling")
 #: Keys of a recipe that are no argument: environment variables, set before anything runs.
 RECIPE_ONLY = ("env",)
 #: Flags of the launcher and the parser themselves.
 _LAUNCHER_FLAGS = ("config", "accelerate_config", "help", "h")
 
 
-def valid_keys(command: str) -> list[str]:
-    """Every argument of a training command, sorted."""
-    classes = _classes()
-    return sorted({key for name in (CONFIG_CLASSES[command], *COMMON_CLASSES) for key in _fields(name, classes)})
+def valid_keys(method: str) -> list[str]:
+    """Every argument of a method's training command, sorted."""
+    found, classes = method_named(method), _classes()
+    name = None if found.config is None else found.config.partition(":")[2]
+    # The configuration of a user's own method is not among the sources: its fields are asked for.
+    own = _fields(name, classes) if name in classes else _fields_of(found.config_class())
+    return sorted({*own, *(key for name in COMMON_CLASSES for key in _fields(name, classes))})
 
 
 def launcher_flags() -> set[str]:
@@ -98,6 +95,10 @@ def _field_name(node: ast.stmt) -> str | None:
 def _fields(name: str, classes: dict[str, tuple[list[str], list[str]]]) -> list[str]:
     bases, fields = classes.get(name, ([], []))
     return [*fields, *(key for base in bases for key in _fields(base, classes))]
+
+
+def _fields_of(config_class: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(config_class) if field.init]
 
 
 def _source(package: str, path: str) -> str:

@@ -166,11 +166,11 @@ def test_mixing_takes_fewer_forwards_than_tokens(monkeypatch):
 
 
 def test_labels_never_hold_more_logits_than_a_chunk(rows, monkeypatch):
-    from trl_exbias.rollouts import sampling
+    from trl_exbias.core import reading
 
     model = tiny_model()
     expected = TransformersEngine(model, 0).label(*rows)
-    monkeypatch.setattr(sampling, "_CHUNK_ELEMENTS", 7 * VOCAB_SIZE)
+    monkeypatch.setattr(reading, "_CHUNK_ELEMENTS", 7 * VOCAB_SIZE)
     sizes = []
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
     assert TransformersEngine(model, 0).label(*rows) == expected

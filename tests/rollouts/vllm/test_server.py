@@ -47,7 +47,7 @@ def serving(model, folder):
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--tokens-only", "--skip-tokenizer-init"),
         *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--kv-cache-memory-bytes", "300000000"),
         *("--enable-lora", "--max-lora-rank", "8"),
-        *("--logits-processors", "trl_exbias.rollouts.vllm.mixing:ForcedTokens"),
+        *("--logits-processors", "trl_exbias.rollouts.vllm_mixing:ForcedTokens"),
     ]
     own = {
         "VLLM_SERVER_DEV_MODE": "1",

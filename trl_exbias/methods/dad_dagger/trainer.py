@@ -33,6 +33,7 @@ from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
 from ...rollouts.vllm.verbs import MAX_EXCLUDED
+from ..plans import DaDDaggerPlan
 from .config import DaDDaggerConfig
 from .soft_label_phase import SoftLabelPhase
 from .teacher import Teacher, check_tokenizers, shared_vocab_size
@@ -105,6 +106,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 }""",
     }
     config_class = DaDDaggerConfig
+    phase_plan = DaDDaggerPlan()
     branch_kinds = ("rollout",)
     reads_documents = True
 

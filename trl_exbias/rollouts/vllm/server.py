@@ -3,7 +3,7 @@
 The server has to be told beforehand what a rollout needs of it (vLLM 0.31):
 
     VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --tokens-only --dtype bfloat16 \\
-        --logits-processors trl_exbias.rollouts.vllm.mixing:ForcedTokens
+        --logits-processors trl_exbias.rollouts.vllm_mixing:ForcedTokens
 
 It reads the policy's weights from the run's folder, which both machines must see under the same path. The calls that
 reload weights (`/collective_rpc`) ask for no key: keep the server on the loopback or a network of its own.

@@ -1,0 +1,114 @@
+"""The layout of the package: every import points down the list of folders, and none goes round in a circle."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trl_exbias
+
+
+PACKAGE = Path(trl_exbias.__file__).parent
+#: From the bottom to the top: a folder imports from those before it. `docs/development.md` has what each holds.
+FOLDERS = (
+    "core",
+    "chat",
+    "settings",
+    "run",
+    "rollouts",
+    "hub",
+    "loop",
+    "methods",
+    "evaluation",
+    "planning",
+    "demo",
+    "comparing",
+    "bench",
+    "cli",
+)
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, name: str, known: dict[str, Path]) -> set[str]:
+    """Modules of the package that a file imports anywhere, but for type hints."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hints = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node in hints:
+            continue
+        base = node.module or ""
+        if node.level:
+            base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])])
+        for alias in node.names:
+            found |= {module for module in (f"{base}.{alias.name}", base) if module in known and module != name}
+    return found - {"trl_exbias"}
+
+
+GRAPH = {name: imports(path, name, modules()) for name, path in modules().items()}
+
+
+def folder_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_from_those_below_it_alone(folder):
+    upwards = {
+        f"{name} imports {other}"
+        for name, others in GRAPH.items()
+        if name.startswith(f"trl_exbias.{folder}")
+        for other in others
+        if FOLDERS.index(folder_of(other)) > FOLDERS.index(folder)
+    }
+    assert not upwards
+
+
+def test_every_folder_is_in_the_list():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == {*FOLDERS, "templates"}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports at the top of a file only: those within a function may close a circle, which is what they are there for."""
+    done, path = set(), []
+
+    def visit(name: str) -> None:
+        assert name not in path, " → ".join([*path[path.index(name) :], name])
+        if name in done:
+            return
+        path.append(name)
+        for other in sorted(GRAPH[name]):
+            visit(other)
+        done.add(path.pop())
+
+    for name in sorted(GRAPH):
+        visit(name)
+
+
+def test_the_registry_and_the_plans_need_no_torch():
+    code = (
+        "import sys; from trl_exbias.settings.methods import methods; "
+        "[m.phase_plan() for m in methods().values()]; assert 'torch' not in sys.modules, 'torch'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_package_is_in_the_distribution():
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert not {name for name in packages if f'    "{name}",' not in text}

@@ -1,0 +1,67 @@
+"""How the phases of the package's own methods are planned: torch-free, for `exbias check` and `exbias compare`."""
+
+from typing import Any
+
+from ..settings.phase_plan import MeanLengths, PhasePlan
+
+
+class MixingPlan(PhasePlan):
+    """BASH: gold with tokens of the policy's in it."""
+
+    title = "BASH"
+
+    def branches(self, args: Any, iteration: int) -> int:
+        return int(iteration > 0 and args.beta > 0)
+
+
+class ScheduledSamplingPlan(MixingPlan):
+    """The same, drawn anew in every step."""
+
+    title = "Scheduled sampling"
+    draws_in_steps = True
+
+    def online_tokens(self, args: Any, mean: MeanLengths, iteration: int, mixed: float, trained: int) -> float:
+        return mixed * mean.response if self.branches(args, iteration) else 0
+
+
+class RACPlan(PhasePlan):
+    """Own answers, and the answer once more after question and reference, for its labels."""
+
+    title = "RAC"
+    dataset_forms = ("prompt-completion", "messages")
+    answers_freely = reads_for_labels = has_correction = True
+
+    def label_tokens(self, args: Any, mean: MeanLengths, iteration: int, rows: int, rolled_out: int) -> float:
+        return rolled_out * (mean.correction + mean.branch)
+
+
+class SPINPlan(PhasePlan):
+    """Own answers, and gold and own answer once more after their context, for their likelihoods."""
+
+    title = "SPIN"
+    dataset_forms = ("prompt-completion", "messages")
+    answers_freely = reads_for_labels = True
+
+    def label_tokens(self, args: Any, mean: MeanLengths, iteration: int, rows: int, rolled_out: int) -> float:
+        return rolled_out * (2 * mean.context + mean.response + mean.branch)
+
+
+class DaDDaggerPlan(PhasePlan):
+    """A student's rollouts of several iterations, labelled by a teacher."""
+
+    title = "DaD-DAgger"
+    reads_documents = True
+    has_teacher = True
+
+    def branches(self, args: Any, iteration: int) -> int:
+        # The first iteration trains on the data alone.
+        return max(0, min(iteration - 1, args.rollouts_in_use))
+
+    def label_tokens(self, args: Any, mean: MeanLengths, iteration: int, rows: int, rolled_out: int) -> float:
+        if iteration == 0 or args.alpha == 1 or not args.cache_teacher:
+            return 0
+        gold = rows * (mean.context + mean.response) if iteration == 1 else 0
+        return gold + rolled_out * (mean.context + mean.branch)
+
+    def online_tokens(self, args: Any, mean: MeanLengths, iteration: int, mixed: float, trained: int) -> float:
+        return trained if iteration > 0 and args.alpha < 1 and not args.cache_teacher else 0
