@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..settings.keys import unknown_key_message
-from .comparison_file import Comparison, PlannedRun
+
+
+if TYPE_CHECKING:
+    from .comparison_file import Comparison, PlannedRun
 
 
 _DEFAULTS = {"rows": 48, "held_out": 48, "seed": 0}
@@ -27,7 +30,7 @@ def check_demo(demo: Any, base: dict[str, Any], evaluate: dict[str, Any]) -> lis
     return problems + ([f"`demo` stands for {', '.join(given)}: leave one or the other out."] if given else [])
 
 
-def with_demo(comparison: Comparison, output: Path) -> Comparison:
+def with_demo(comparison: "Comparison", output: Path) -> "Comparison":
     """The comparison with the embedded model and with word problems, written to `output/data`, in their places."""
     if comparison.demo is None:
         return comparison
@@ -46,7 +49,7 @@ def with_demo(comparison: Comparison, output: Path) -> Comparison:
         paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     keys = {"model_name_or_path": str(embedded_model()), "dataset_name": str(paths["train"])}
 
-    def filled(run: PlannedRun) -> PlannedRun:
+    def filled(run: "PlannedRun") -> "PlannedRun":
         return replace(run, keys={**keys, **run.keys})
 
     return replace(
