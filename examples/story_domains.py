@@ -2,7 +2,7 @@
 
     python -m examples.story_domains FOLDER            # FOLDER/investigators.jsonl, other_worlds.jsonl, …
 
-The set-up of the paper (000, Section 6) at the size of a CPU: the teacher is SmolLM2-135M with its last block and final
+The set-up of the paper (Pozzi 2025, Section 6) at the size of a CPU: the teacher is SmolLM2-135M with its last block and final
 norm fine-tuned on the domain; the student is 10 of its layers, first brought back to speech by distillation on all
 domains, and then, in every arm, trained in its last block and final norm alone. Each finished arm is a JSON file under
 `runs/story_domains`: an interrupted run goes on. `--report` prints the table of what is there.

@@ -249,7 +249,7 @@ def test_the_adapter_fits_the_true_model(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_paper_s_settings(name):
-    """003 Table 5, with the machine that the recipe names."""
+    """Cen 2024 Table 5, with the machine that the recipe names."""
     data_args, args, model_args, mixture = parsed(name)
     machine = load_config_from_file(str(accelerate_configs()[named_machine(name)]))
     per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps * machine.num_processes

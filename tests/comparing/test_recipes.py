@@ -37,7 +37,7 @@ def test_the_papers_ablations_are_there(name):
 
 
 def test_every_size_of_the_data_is_trained_on_for_as_many_rows():
-    """003 App. A.3: on 20 % of the data 10 epochs of SFT and 5 of BASH, on all 2 and 1."""
+    """Cen 2024 App. A.3: on 20 % of the data 10 epochs of SFT and 5 of BASH, on all 2 and 1."""
     for run in read_comparison(recipes_folder() / "compare" / "data_size.yaml").runs:
         share = int(run.name.split("-")[-1].removesuffix("pc")) / 100
         assert (run.keys["sft_epochs"] * share, run.keys["num_train_epochs"] * share) == (2, 1)

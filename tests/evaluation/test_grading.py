@@ -194,7 +194,7 @@ def test_accuracy_leaves_out_what_cannot_be_judged():
 
 
 def test_the_deviation_over_repetitions_is_that_of_the_paper():
-    """003, Table 4: 14.17, 14.74 and 13.28 are 14.06 ± 0.60."""
+    """Cen 2024, Table 4: 14.17, 14.74 and 13.28 are 14.06 ± 0.60."""
     repetitions = [1417, 1474, 1328]
     gradings = {
         str(i): [Grading(Outcome.CORRECT if i < solved else Outcome.WRONG) for solved in repetitions]

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_exbias.evaluation import EvaluationOptions
 from trl_exbias.evaluation.loading import load_model
-from trl_exbias.evaluation.subject import Sampling, Subject
+from trl_exbias.evaluation.subject import EvaluatedModel, Sampling
 
 from ..marks import needs_vllm
 from ..tiny import VOCAB_SIZE, byte_tokenizer, tiny_model
@@ -36,7 +36,7 @@ def adapter(tmp_path_factory):
 
 def responses(folder, name, tmp_path, **options):
     asked = EvaluationOptions(suites=("rouge",), output=tmp_path, device="cpu", **options)
-    subject = Subject(name, str(folder / name), asked)
+    subject = EvaluatedModel(name, str(folder / name), asked)
     try:
         return subject.generate(PROMPTS, Sampling(max_new_tokens=8)), subject.made
     finally:
@@ -61,7 +61,7 @@ def test_vllm_says_greedily_what_transformers_says_of_an_adapter_too(adapter, tm
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     tiny_model().save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="bare holds no tokenizer"):
-        Subject("bare", str(tmp_path / "bare"), EvaluationOptions(suites=("rouge",)))
+        EvaluatedModel("bare", str(tmp_path / "bare"), EvaluationOptions(suites=("rouge",)))
 
 
 @pytest.mark.parametrize(

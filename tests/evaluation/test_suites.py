@@ -11,7 +11,7 @@ import torch
 
 from trl_exbias.evaluation import EvaluationOptions, Figure, evaluate, exposure_bias_from, perplexity
 from trl_exbias.evaluation.generations import Generation
-from trl_exbias.evaluation.subject import Sampling, Subject
+from trl_exbias.evaluation.subject import EvaluatedModel, Sampling
 from trl_exbias.evaluation.suites import JUDGED, SUITES, load_suite
 from trl_exbias.evaluation.suites.likelihood import token_mean
 from trl_exbias.evaluation.suites.math import grade_exact
@@ -60,7 +60,7 @@ def options(folder, suites, data, **more):
 
 def work(folder, asked, name, model="model"):
     chosen = load_suite(name)
-    return Work(chosen, Subject(model, str(folder / model), asked), load(chosen, asked), asked)
+    return Work(chosen, EvaluatedModel(model, str(folder / model), asked), load(chosen, asked), asked)
 
 
 def answer(folder, asked, name, texts):

@@ -4,7 +4,7 @@ from trl_exbias.methods.rac_template import CorrectionTemplate, without_system_r
 
 
 def test_the_papers_summarization_template():
-    """003, App. A.1."""
+    """Cen 2024, App. A.1."""
     assert CorrectionTemplate("summarization").render_text("A post.", "A summary.") == (
         "[POST]: A post.\n"
         "[REFERENCE SUMMARY]: A summary.\n"
@@ -14,7 +14,7 @@ def test_the_papers_summarization_template():
 
 
 def test_the_papers_qa_template():
-    """003, App. A.1, its roles made by the model's own chat template."""
+    """Cen 2024, App. A.1, its roles made by the model's own chat template."""
     assert CorrectionTemplate("qa").render_messages([{"role": "user", "content": "Why?"}], "Because.") == [
         {
             "role": "system",

@@ -22,7 +22,7 @@ def run(tmp_path, dataset=None, callbacks=(), resume=None, **options) -> Schedul
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 def test_every_step_mixes_with_its_own_weights(tmp_path, beta):
-    """003 Eq. 3-4: three steps over all rows, each against the reference under the weights at its beginning."""
+    """Cen 2024 Eq. 3-4: three steps over all rows, each against the reference under the weights at its beginning."""
     snapshots = Snapshots()
     done = run(
         tmp_path,

@@ -1,4 +1,4 @@
-"""000 Algorithm 1, slowly: every pair of D_T on its own, one forward for each, one gradient step over the whole set."""
+"""Pozzi 2025 Algorithm 1, slowly: every pair of D_T on its own, one forward for each, one gradient step over the whole set."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""DaD-DAgger's losses, slowly: one position at a time, the whole vocabulary, straight from 000 Eq. 5-9."""
+"""DaD-DAgger's losses, slowly: one position at a time, the whole vocabulary, straight from Pozzi 2025 Eq. 5-9."""
 
 import math
 

@@ -15,18 +15,18 @@ def mean(values: list[torch.Tensor]) -> torch.Tensor:
 
 
 def sft(model, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """003 Eq. 1 over (x, y), as a token mean."""
+    """Cen 2024 Eq. 1 over (x, y), as a token mean."""
     return mean([nll for x, y in rows for nll in sequence_nll(model, x, y, y)])
 
 
 def bash(model, rows: list[tuple[list[int], list[int], list[int]]]) -> torch.Tensor:
-    """003 Algorithm 1: J_SFT + J_BASH over (x, y, ŷ); Eq. 5: gold labels after the mixed prefix."""
+    """Cen 2024 Algorithm 1: J_SFT + J_BASH over (x, y, ŷ); Eq. 5: gold labels after the mixed prefix."""
     mixed = mean([nll for x, y, y_hat in rows for nll in sequence_nll(model, x, y_hat, y)])
     return sft(model, [(x, y) for x, y, _ in rows]) + mixed
 
 
 def rac(model, rows: list[tuple[list[int], list[int], list[int], list[int]]]) -> torch.Tensor:
-    """003 Algorithm 2: J_SFT + J_RAC over (x, y, z, z̄); Eq. 7: only where z̄ differs from z."""
+    """Cen 2024 Algorithm 2: J_SFT + J_RAC over (x, y, z, z̄); Eq. 7: only where z̄ differs from z."""
     corrections = []
     for x, _, z, z_bar in rows:
         labels = [new if new != old else -100 for old, new in zip(z, z_bar, strict=True)]

@@ -22,7 +22,7 @@ def next_token(model, prefix: list[int], options: SamplingOptions, example_id: i
 
 
 def sample(model, prompt: list[int], options: SamplingOptions, example_id: int) -> list[int]:
-    """003 Eq. 2: z_k ~ p(. | x, z_<k) until a stop token or the limit."""
+    """Cen 2024 Eq. 2: z_k ~ p(. | x, z_<k) until a stop token or the limit."""
     response: list[int] = []
     while len(response) < options.max_new_tokens:
         response.append(next_token(model, prompt + response, options, example_id, len(response)))
@@ -32,7 +32,7 @@ def sample(model, prompt: list[int], options: SamplingOptions, example_id: int) 
 
 
 def mix(model, prompt: list[int], reference: list[int], mask: list[bool], options, example_id: int) -> list[int]:
-    """003 Eq. 4: left to right, z_j ~ p(. | x, mixed prefix) where the mask is true, gold elsewhere."""
+    """Cen 2024 Eq. 4: left to right, z_j ~ p(. | x, mixed prefix) where the mask is true, gold elsewhere."""
     mixed: list[int] = []
     for j, (gold, drawn) in enumerate(zip(reference, mask, strict=True)):
         mixed.append(next_token(model, prompt + mixed, options, example_id, j) if drawn else gold)
@@ -40,6 +40,6 @@ def mix(model, prompt: list[int], reference: list[int], mask: list[bool], option
 
 
 def label(model, context: list[int], continuation: list[int]) -> list[int]:
-    """003 Eq. 6: the argmax after f(x, y) and z_<j, for every j."""
+    """Cen 2024 Eq. 6: the argmax after f(x, y) and z_<j, for every j."""
     greedy = SamplingOptions(temperature=0.0)
     return [next_token(model, context + continuation[:j], greedy, 0, j) for j in range(len(continuation))]

@@ -6,7 +6,7 @@ import pytest
 
 from trl_exbias.loop.degenerate import check_rollouts
 from trl_exbias.rollouts import SamplingOptions
-from trl_exbias.rollouts.counting import DEGENERATE, EMPTY, LENGTH, REPEATED, TRUNCATED, UNFINISHED, WatchedEngine
+from trl_exbias.rollouts.counting import DEGENERATE, EMPTY, LENGTH, REPEATED, TRUNCATED, UNFINISHED, CountingEngine
 from trl_exbias.run.errors import DegenerateRolloutsError
 
 
@@ -27,7 +27,7 @@ def rates(responses, stop_token_ids=(STOP,), **options) -> dict[str, tuple[float
     def count(name, total, number):
         counted[name] = (total, number)
 
-    engine = WatchedEngine(Says(responses), count, **options)
+    engine = CountingEngine(Says(responses), count, **options)
     drawn = engine.sample([[1]] * len(responses), SamplingOptions(stop_token_ids=stop_token_ids))
     assert drawn == responses
     return counted

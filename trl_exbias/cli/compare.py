@@ -29,8 +29,8 @@ def run(argv: list[str]) -> int:
     options, rest = _parser().parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("trl_exbias").setLevel(logging.INFO)
-    from ..comparing.training import RunFailedError, RunStoppedError
-    from ..run.errors import RESUME_EXIT_CODE
+    from ..comparing.training import RunFailedError
+    from ..run.errors import RESUME_EXIT_CODE, RunStoppedError
 
     try:
         reports = _compare(options, rest)

@@ -1,10 +1,9 @@
 """`exbias`: one command a file; a command's module is imported when it is called."""
 
-import difflib
 import importlib
 import sys
 
-from ..core.errors import ExbiasError
+from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
 from ..settings.methods import methods
 from ..settings.recipe import exit_with
@@ -46,8 +45,7 @@ def _run(argv: list[str]) -> int:
         rest = [*before, *rest]
     elif command not in COMMANDS:
         known = [*methods(), *COMMANDS]
-        nearest = difflib.get_close_matches(command, known, n=1)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+        hint = did_you_mean(command, known)
         print(f"error: there is no command `{command}`.{hint} Commands: {', '.join(known)}.", file=sys.stderr)
         return 2
     return importlib.import_module(f"trl_exbias.cli.{command.replace('-', '_')}").run(rest)

@@ -1,14 +1,13 @@
 """What the training commands share: launching, as `trl sft` does, and the script that is launched."""
 
 import contextlib
-import difflib
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ExbiasError
+from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
 from ..core.local_names import check_local
 from ..settings.methods import Method, method_named
@@ -140,8 +139,7 @@ def resolve_accelerate_config(launch_args: list[str]) -> list[str]:
     path = files.get(name, Path(name))
     if not path.is_file():
         problem = f"`{name}` is neither a file nor one of {', '.join(files)}." if name else "needs a name or a file."
-        nearest = difflib.get_close_matches(name, files, n=1)
-        raise RecipeError("--accelerate_config", [problem + (f" Did you mean `{nearest[0]}`?" if nearest else "")])
+        raise RecipeError("--accelerate_config", [problem + did_you_mean(name, files)])
     return ["--config_file", str(path), *launch_args[:place], *rest]
 
 

@@ -65,7 +65,7 @@ class Compute:
         """
         Of an update behind the SFT phase: seconds of generating (and labelling) for it, and of training; `None` without one.
 
-        What 003 calls the computation time for a global batch (Tables 8-9), offline generation shared out over the updates
+        What Cen 2024 calls the computation time for a global batch (Tables 8-9), offline generation shared out over the updates
         that use it.
         """
         updates = self.steps - self.sft_steps

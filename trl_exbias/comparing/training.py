@@ -15,6 +15,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from ..core.errors import UsageError
+from ..run.errors import RunStoppedError
 from .comparison_file import PlannedRun
 from .compute import ATTEMPTS_FILE, METRICS_FILE, read_attempts
 from .launching import launch_arguments
@@ -30,10 +31,6 @@ _LOUDNESS = ("report_to", "logging_steps", "num_rollouts_to_print", "disable_tqd
 
 class RunFailedError(RuntimeError):
     """A training run ended otherwise than well; the message has the end of its log."""
-
-
-class RunStoppedError(RuntimeError):
-    """A run was told to go and has saved: the same command goes on."""
 
 
 def write_recipe(run: PlannedRun, folder: Path, max_steps: int | None = None) -> Path:

@@ -2,8 +2,8 @@
 
 For every scored position i with hard label w_i, teacher distribution p*_i and policy p_θ (softmax of the logits):
 
-    NLL_i  = −log p_θ(w_i)                                  (000, Eq. 5)
-    CE_i   = −τ² Σ_v p*_i(v) log p_θ(v)   at temperature τ   (000, Eq. 6–7; τ = 1 is the paper's)
+    NLL_i  = −log p_θ(w_i)                                  (Pozzi 2025, Eq. 5)
+    CE_i   = −τ² Σ_v p*_i(v) log p_θ(v)   at temperature τ   (Pozzi 2025, Eq. 6–7; τ = 1 is the paper's)
     loss   = Σ_i  hard_i · NLL_i + soft_i · CE_i
 
 The gradient of a chunk's logits is known as soon as they are, so it is taken on the way forward and the logits are

@@ -3,6 +3,15 @@
 A command prints the message of an [`ExbiasError`] alone. Everything else, our own mistakes included, keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean …?`, with the known name that is nearest; empty where none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean `{nearest[0]}`?" if nearest else ""
+
 
 class ExbiasError(Exception):
     """Something that the package has looked for and found; its message says what was given, what is allowed, and what to do."""

@@ -13,7 +13,7 @@ class LossTerm:
     """
     One term of a joint objective: a weight, and the branch kinds whose label tokens form **one** mean.
 
-    `J_SFT + J_BASH` (003, Algorithm 1) is two terms, each with its own mean; a loss over a union of data sets
+    `J_SFT + J_BASH` (Cen 2024, Algorithm 1) is two terms, each with its own mean; a loss over a union of data sets
     (DaD-DAgger's D_T) is one term with several kinds.
     """
 

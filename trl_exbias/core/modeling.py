@@ -55,9 +55,14 @@ def model_device(model: nn.Module) -> torch.device:
     return compute_device(base_causal_lm(model).get_input_embeddings().weight)
 
 
+def positions_of(config: PretrainedConfig | None) -> int | None:
+    """The number of positions of a configuration; `None` where it names none."""
+    return None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def position_limit(model: nn.Module) -> int | None:
-    """The number of positions that the model's configuration has; `None` where it names none."""
-    return getattr(base_causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
+    """The number of positions of a model; `None` where its configuration names none."""
+    return positions_of(base_causal_lm(model).config)
 
 
 class LMHead:

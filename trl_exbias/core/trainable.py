@@ -14,7 +14,7 @@ def freeze_all_but(model: nn.Module, patterns: list[str]) -> list[str]:
     Args:
         model (`nn.Module`): Changed in place.
         patterns (`list[str]`): Names of modules as `model.named_modules()` gives them, with shell wildcards:
-            `"model.layers.29"` and `"model.norm"` are the last block and the final norm of SmolLM2-135M (000, §6 trains
+            `"model.layers.29"` and `"model.norm"` are the last block and the final norm of SmolLM2-135M (Pozzi 2025, §6 trains
             those two).
 
     Returns:

@@ -1,4 +1,4 @@
-"""How far what a model writes lies from the references, as sentence embeddings see it (003, Fig. 2)."""
+"""How far what a model writes lies from the references, as sentence embeddings see it (Cen 2024, Fig. 2)."""
 
 import csv
 import logging
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: 003's, footnote 10.
+#: Cen 2024's, footnote 10.
 DEFAULT_MODEL = "sentence-transformers/all-mpnet-base-v2"
 
 
@@ -31,7 +31,7 @@ def embedding_distance(
     """
     `1 − cos(e(prediction), e(reference))` of sentence embeddings e: 0 for the same direction, 2 for the opposite.
 
-    With several references, the distance to the nearest. To draw many responses to one query, as 003 does, give each
+    With several references, the distance to the nearest. To draw many responses to one query, as Cen 2024 does, give each
     response an id of its own, and each the query's reference.
 
     Args:
@@ -84,7 +84,7 @@ def embedding_distance(
 
 def plot_embedding_distance(figures: Mapping[str, Figure], path: str | Path, title: str | None = None) -> Path:
     """
-    Draws the distribution of the distances of several models as violins, as 003's Fig. 2: inside each, a box from the
+    Draws the distribution of the distances of several models as violins, as Cen 2024's Fig. 2: inside each, a box from the
     first to the third quartile, the median as a white line, and whiskers to the least and the greatest distance.
 
     Args:

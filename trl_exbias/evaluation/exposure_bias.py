@@ -33,7 +33,7 @@ class ExposureBias:
 
     Args:
         teacher_forced (`list[float]`): Cross-entropy of the true token after the true prefix.
-        free_running (`list[float]`): Cross-entropy of the true token after the model's own prefix (000, Eq. 12).
+        free_running (`list[float]`): Cross-entropy of the true token after the model's own prefix (Pozzi 2025, Eq. 12).
         gap (`list[float]`): Their difference; 0 at step 1, where both prefixes are the true context.
         excess_error (`list[float]`, *optional*):
             With a teacher p*: KL(p* ‖ p_θ) on prefixes that the model wrote minus the same on true ones. 0 where the model

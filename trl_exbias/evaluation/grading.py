@@ -148,7 +148,7 @@ def accuracy(name: str, gradings: Mapping[str, Sequence[Grading]], settings: dic
     The accuracy over prompts, each prompt's value being the mean of its completions that could be judged.
 
     With the same number of completions for each prompt, `std` is the (population) standard deviation of the accuracy from
-    one repetition to the next, as in the tables of 003.
+    one repetition to the next, as in the tables of Cen 2024.
 
     Args:
         gradings (`Mapping[str, Sequence[Grading]]`): Of each prompt's completions, by the prompt's id.

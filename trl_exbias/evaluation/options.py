@@ -1,12 +1,11 @@
 """What an evaluation is asked to do: one dataclass, which is also the command line of `exbias evaluate`."""
 
-import difflib
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UsageError
+from ..core.errors import UsageError, did_you_mean
 
 
 ENGINES = ("transformers", "vllm")
@@ -97,7 +96,9 @@ class EvaluationOptions:
             problems.append(f"`suites` is empty. Suites: {', '.join(SUITES)}.")
         for suite in self.suites:
             if suite not in SUITES:
-                problems.append(f"there is no suite `{suite}`.{_nearest(suite, SUITES)} Suites: {', '.join(SUITES)}.")
+                problems.append(
+                    f"there is no suite `{suite}`.{did_you_mean(suite, SUITES)} Suites: {', '.join(SUITES)}."
+                )
         if self.engine not in ENGINES:
             problems.append(f"`engine` must be one of {', '.join(ENGINES)}, got {self.engine!r}.")
         problems += [
@@ -167,8 +168,3 @@ class EvaluationOptions:
         """Ready for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return json.loads(json.dumps(values, default=str))
-
-
-def _nearest(name: str, known: Any) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean `{nearest[0]}`?" if nearest else ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Perplexity:
     """
-    One-step cross-entropy over `num_tokens` tokens (000, Eq. 10–11).
+    One-step cross-entropy over `num_tokens` tokens (Pozzi 2025, Eq. 10–11).
 
     Args:
         nats (`float`): Mean cross-entropy, nats per token; `interval` is its 95 % bootstrap interval over tokens.

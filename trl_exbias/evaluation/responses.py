@@ -37,7 +37,7 @@ def response_cross_entropy(
     Measures a model on held-out prompts and gold responses.
 
     Free-running, every position of the response is the model's own (temperature 1), as many as gold has, and gold is
-    the label at each: 000 Eq. 12 with the prompt as context and the whole response as horizon.
+    the label at each: Pozzi 2025 Eq. 12 with the prompt as context and the whole response as horizon.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Left as it was found.

@@ -13,7 +13,7 @@ from ..core.errors import UsageError
 from . import tasks
 from .figures import Figure, paired_difference
 from .options import EvaluationOptions
-from .subject import Subject
+from .subject import EvaluatedModel
 from .suites import JUDGED, load_suite
 from .suites.suite import Suite
 from .work import Work
@@ -189,7 +189,7 @@ def differences(models: dict[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Prepared:
     suites: list[Suite]
-    subjects: list[Subject]
+    subjects: list[EvaluatedModel]
     rows: dict[str, tasks.Rows]
 
 
@@ -202,7 +202,7 @@ def _prepare(models: dict[str, str], options: EvaluationOptions) -> _Prepared:
     suites.sort(key=lambda chosen: chosen.sampling is None)
     for chosen in suites:
         chosen.check(options)
-    subjects = [Subject(name, model, options) for name, model in models.items()]
+    subjects = [EvaluatedModel(name, model, options) for name, model in models.items()]
     rows = {chosen.name: tasks.load(chosen, options) for chosen in suites}
     for chosen in suites:
         if chosen.sampling is not None:
@@ -211,7 +211,7 @@ def _prepare(models: dict[str, str], options: EvaluationOptions) -> _Prepared:
 
 
 def _evaluate_one(
-    subject: Subject,
+    subject: EvaluatedModel,
     prepared: _Prepared,
     options: EvaluationOptions,
     judge: "JudgeClient | None",
@@ -247,7 +247,7 @@ def _evaluate_one(
 
 
 @contextmanager
-def _closing(subject: Subject) -> Iterator[None]:
+def _closing(subject: EvaluatedModel) -> Iterator[None]:
     try:
         yield
     finally:

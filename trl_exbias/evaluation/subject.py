@@ -56,7 +56,7 @@ class Sampling:
         return {key: value for key, value in asdict(self).items() if self.temperature > 0 or key not in _OF_DRAWS}
 
 
-class Subject:
+class EvaluatedModel:
     """
     A model under evaluation.
 
@@ -118,8 +118,10 @@ class Subject:
         """Tokens of the longest sequence that the model was made for, where it says."""
         from transformers import AutoConfig
 
+        from ..core.modeling import positions_of
+
         config = AutoConfig.from_pretrained(self._base_folder, trust_remote_code=self.options.trust_remote_code)
-        return getattr(config.get_text_config(), "max_position_embeddings", None)
+        return positions_of(config)
 
     @cached_property
     def stop_token_ids(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from .cuts import Cuts
 from .figures import Figure
 from .generations import Generation
 from .options import EvaluationOptions
-from .subject import Sampling, Subject
+from .subject import EvaluatedModel, Sampling
 
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ class Work:
     What a suite's figures are made from.
 
     Args:
-        suite ([`Suite`]), subject ([`Subject`]), rows ([`Rows`]), options ([`EvaluationOptions`]): What meets here.
+        suite ([`Suite`]), subject ([`EvaluatedModel`]), rows ([`Rows`]), options ([`EvaluationOptions`]): What meets here.
         judge ([`JudgeClient`], *optional*): For suites that ask one.
     """
 
     suite: "Suite"
-    subject: Subject
+    subject: EvaluatedModel
     rows: tasks.Rows
     options: EvaluationOptions
     judge: "JudgeClient | None" = None

@@ -234,7 +234,7 @@ class IterativeSFTConfig(SFTConfig):
         return {name: getattr(self, name) for name in self._rollout_settings}
 
     @classmethod
-    def of(cls, args: TrainingArguments | None, model: Any, trainer: type) -> "IterativeSFTConfig":
+    def from_args(cls, args: TrainingArguments | None, model: Any, trainer: type) -> "IterativeSFTConfig":
         """
         `args` as this class, for a trainer class: TRL's own [`~trl.SFTConfig`] is accepted, with this class's own settings at their defaults.
 

@@ -17,7 +17,7 @@ STOP_FROM_RESPONSES = 32
 
 def check_rollouts(metrics: dict[str, float], num_responses: float, max_rate: float, folder: Path) -> None:
     """
-    Judges a rollout phase by its metrics (see [`~trl_exbias.rollouts.counting.WatchedEngine`]).
+    Judges a rollout phase by its metrics (see [`~trl_exbias.rollouts.counting.CountingEngine`]).
 
     Args:
         metrics (`dict[str, float]`): Of the whole phase.

@@ -37,7 +37,7 @@ from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, Transformers
 from ..rollouts.local.lockstep import lockstep
 from ..rollouts.vllm.engine import check_vllm
 from ..rollouts.vllm.phase import vllm_engine
-from ..run.checkpoints import checkpoint_to_resume, save_whole, whole_problem
+from ..run.checkpoints import checkpoint_to_resume, completeness_problem, save_complete
 from ..run.preemption import Preemption
 from ..run.processes import Processes
 from ..run.run_directory import RunRecorder, check_output_dir, clear_output_dir, run_moment
@@ -115,7 +115,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
         **kwargs: Any,
     ):
         kwargs = named(type(self), more, kwargs)
-        args = self.config_class.of(args, model, type(self))
+        args = self.config_class.from_args(args, model, type(self))
         self.rollout_stats = RolloutStats()
         self.plan: RunPlan | None = None
         self._iteration = self._epoch = 0
@@ -168,7 +168,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
         if processing_class is not None:
             check_tokenizer(processing_class, args, train_dataset, form, eval_dataset, num_embeddings)
         leave_unused_parameters(args, model)
-        train_dataset, eval_dataset = self._begin_preparation(args, train_dataset, eval_dataset)
+        train_dataset, eval_dataset = self._prepare_datasets(args, train_dataset, eval_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -419,7 +419,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
     def _save_unless_saved(self, model, trial) -> None:
         """Saves a checkpoint between two steps, where this step has none."""
         # All or none: a process that looks a moment later must not come to another conclusion.
-        if self.processes.any(whole_problem(self._checkpoint_folder(trial)) is not None):
+        if self.processes.any(completeness_problem(self._checkpoint_folder(trial)) is not None):
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -428,7 +428,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
 
     def _save_checkpoint(self, model, trial):
         check_weights(self.model, self.state.global_step)
-        save_whole(self, self._checkpoint_folder(trial), partial(super()._save_checkpoint, model, trial))
+        save_complete(self, self._checkpoint_folder(trial), partial(super()._save_checkpoint, model, trial))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As [`~transformers.Trainer.save_model`], without the pickled arguments, which may hold a token: see `run.json`."""

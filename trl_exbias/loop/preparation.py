@@ -92,7 +92,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
         templates = {"chat_template": self.inference_template, "training_template": self.chat_template}
         return mark_responses(prepared, how.form, how.processing_class, num_proc=processes, **templates)
 
-    def _begin_preparation(self, args: IterativeSFTConfig, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
+    def _prepare_datasets(self, args: IterativeSFTConfig, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
         """To be called before TRL prepares the data; prepares what TRL is told to leave alone (`skip_prepare_dataset`)."""
         self._prepared: weakref.WeakSet[Dataset] = weakref.WeakSet()
         self._train_is_prepared = False

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..core.data import Example
 from ..core.fingerprint import weights_fingerprint
-from ..rollouts.counting import DEGENERATE, LABEL_LENGTH, LENGTH, WatchedEngine
+from ..rollouts.counting import DEGENERATE, LABEL_LENGTH, LENGTH, CountingEngine
 from ..rollouts.noise import derive_seed
 from ..rollouts.vllm.phase import engine_processes
 from ..run.errors import NotWrittenError
@@ -173,7 +173,7 @@ class RolloutPhase:
         options = trainer.sampling_options(self.seed)
         progress = _Progress(self, sum(len(rows) for _, rows in shards))
         with progress, trainer.make_engine(progress.update) as engine:
-            engine = WatchedEngine(engine, trainer.rollout_stats.add, trainer.is_unfinished)
+            engine = CountingEngine(engine, trainer.rollout_stats.add, trainer.is_unfinished)
             for index, rows in shards:
                 if trainer.preemption.asked:
                     break

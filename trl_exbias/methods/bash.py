@@ -16,7 +16,7 @@ class BASHConfig(IterativeSFTConfig):
     """
     Configuration of the [`BASHTrainer`]: [`IterativeSFTConfig`] and the mixture coefficient.
 
-    Defaults are the paper's (003, Table 5): β = 0.2, one iteration, one epoch.
+    Defaults are the paper's (Cen 2024, Table 5): β = 0.2, one iteration, one epoch.
     """
 
     _rollout_settings = (*IterativeSFTConfig._rollout_settings, "beta")

@@ -29,11 +29,11 @@ _SHOWN = 5  # rows named in a message
 
 class CorrectionTemplate:
     """
-    The template f(x, y) of 003 Eq. 6, rendered in jinja's sandbox.
+    The template f(x, y) of Cen 2024 Eq. 6, rendered in jinja's sandbox.
 
     Args:
         source (`str`):
-            `"qa"` or `"summarization"` (003, App. A.1), the path of a `.jinja` file, or the template itself.
+            `"qa"` or `"summarization"` (Cen 2024, App. A.1), the path of a `.jinja` file, or the template itself.
 
     Raises:
         ValueError: for a file that does not exist, a jinja error, or a template that does not mention both variables.

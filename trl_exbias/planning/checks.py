@@ -15,6 +15,7 @@ from ..chat.row_checks import raise_problems
 from ..chat.stop_tokens import stop_token_ids
 from ..chat.token_checks import doubled_tokens, embedding_problems
 from ..core.errors import UsageError
+from ..core.modeling import positions_of
 from ..methods.dad_dagger.teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..methods.rac_template import CorrectionTemplate
 from ..run.run_directory import check_output_dir
@@ -196,7 +197,7 @@ def check_lengths(findings: Findings, lengths: Lengths, args: Any, form: str, co
             f"{len(lost)} of the first {len(lengths.whole)} rows have no response token within `max_length={args.max_length}`: "
             "their prompt fills it. Raise `max_length`, or drop such rows before training.",
         )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+    positions = positions_of(config)
     longest = max(context + response for context, response in lengths.rows)
     if positions is not None and longest > positions:
         findings.error(

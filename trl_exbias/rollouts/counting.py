@@ -15,7 +15,7 @@ UNFINISHED, DEGENERATE = "rollout/unfinished_rate", "rollout/degenerate_rate"
 LENGTH, LABEL_LENGTH = "rollout/length", "rollout/label_length"
 
 
-class WatchedEngine:
+class CountingEngine:
     """
     A [`RolloutEngine`] that hands its calls on to another one, and counts tokens and degenerate samples.
 

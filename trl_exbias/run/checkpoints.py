@@ -67,7 +67,7 @@ def run_identity(trainer: "IterativeSFTTrainer") -> dict[str, Any]:
     }
 
 
-def save_whole(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> None:
+def save_complete(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> None:
     """
     Lets `write()` put a checkpoint into `folder`, and marks it as whole when all of it is on the disk.
 
@@ -93,7 +93,7 @@ def save_whole(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> None
         # Whatever a writer raises (torch, safetensors, DeepSpeed: each its own) means the same: it is not there.
         if args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
-        newest = newest_whole(folder.parent)
+        newest = newest_complete(folder.parent)
         kept = f"{newest.name} is whole." if newest else "No checkpoint came before it."
         raise NotWrittenError(folder, error, kept) from error
     trainer.processes.wait()  # none looks for it before it is whole
@@ -106,18 +106,18 @@ def save_whole(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> None
         )
 
 
-def newest_whole(output_dir: str | Path) -> Path | None:
+def newest_complete(output_dir: str | Path) -> Path | None:
     """The checkpoint with the most steps that is whole; others are named in a warning and passed over."""
     found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _NAME.fullmatch(path.name)]
     for path in sorted(found, key=lambda path: -int(_NAME.fullmatch(path.name)[1])):
-        problem = whole_problem(path)
+        problem = completeness_problem(path)
         if problem is None:
             return path
         logger.warning(f"{path} is passed over: {problem}.")
     return None
 
 
-def whole_problem(folder: Path) -> str | None:
+def completeness_problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint; `None` if it is whole."""
     try:
         files = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["files"]
@@ -146,13 +146,13 @@ def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | No
     if not wanted:
         return None
     if wanted is True:
-        folder = newest_whole(trainer.args.output_dir)
+        folder = newest_complete(trainer.args.output_dir)
         if folder is None:
             logger.warning(f"{trainer.args.output_dir} has no whole checkpoint: the run starts from the beginning.")
             return None
     else:
         folder = Path(wanted)
-        problem = whole_problem(folder) if folder.is_dir() else "it is no folder"
+        problem = completeness_problem(folder) if folder.is_dir() else "it is no folder"
         if problem is not None:
             raise UsageError(
                 f"`resume_from_checkpoint={wanted}` cannot be resumed from: {problem}. Use `resume_from_checkpoint=True` for "

@@ -7,12 +7,12 @@ against the imported classes.
 
 import ast
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..core.errors import did_you_mean
 from .methods import method_named
 
 
@@ -63,8 +63,7 @@ def launcher_flags() -> set[str]:
 
 def unknown_key_message(key: str, valid: Iterable[str]) -> str:
     """One line on a key that does not exist, with the nearest that does."""
-    nearest = difflib.get_close_matches(key, list(valid), n=1)
-    return f"`{key}` is not a known key." + (f" Did you mean `{nearest[0]}`?" if nearest else "")
+    return f"`{key}` is not a known key.{did_you_mean(key, valid)}"
 
 
 @cache

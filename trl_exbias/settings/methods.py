@@ -10,7 +10,6 @@ or named where it is used, as `my_module:MyTrainer`.
 """
 
 import copy
-import difflib
 import importlib
 import os
 import sys
@@ -19,7 +18,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from ..core.errors import UsageError
+from ..core.errors import UsageError, did_you_mean
 from .phase_plan import PhasePlan
 
 
@@ -130,10 +129,9 @@ def method_named(name: str) -> Method:
         return methods()[name]
     if ":" in name:
         return Method(name, f"{name}, a method of your own", name, is_own=True)
-    nearest = difflib.get_close_matches(name, methods(), n=1)
-    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
     raise UsageError(
-        f"There is no method `{name}`.{hint} Registered: {', '.join(methods())}; your own is named `module:Trainer`."
+        f"There is no method `{name}`.{did_you_mean(name, methods())} Registered: {', '.join(methods())}; your own is named "
+        "`module:Trainer`."
     )
 
 

@@ -1,11 +1,10 @@
 """A command line whose mistakes are answered in one line, instead of a screen of usage before it."""
 
 import argparse
-import difflib
 import re
 from typing import NoReturn
 
-from ..core.errors import UsageError
+from ..core.errors import UsageError, did_you_mean
 
 
 _CHOICE = re.compile(
@@ -27,9 +26,7 @@ def plain_problem(message: str) -> str:
     if found := _CHOICE.fullmatch(message):
         value = found["value"].strip("'\"")
         choices = [choice.strip(" '\"") for choice in found["choices"].split(",")]
-        nearest = difflib.get_close_matches(value, choices, n=1)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        return f"`{_flag(found)} {value}` is not one of {', '.join(choices)}.{hint}"
+        return f"`{_flag(found)} {value}` is not one of {', '.join(choices)}.{did_you_mean(value, choices)}"
     if found := _VALUE.fullmatch(message):
         value = found["value"].strip("'\"")
         kind = _KINDS.get(found["kind"], f"of the kind that is needed ({found['kind']})")

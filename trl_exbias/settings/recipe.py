@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UsageError
+from ..core.errors import UsageError, did_you_mean
 from .keys import RECIPE_ONLY, launcher_flags, unknown_key_message, valid_keys
 from .parser import raising
 
@@ -120,12 +120,8 @@ def _listed(error: ValueError) -> list[str]:
 def _value_problem(key: str, value: Any, action: Any) -> str | None:
     # argparse applies neither `choices` nor, but for strings, `type` to a default, which is what a recipe sets.
     if action.choices and value is not None and value not in action.choices:
-        import difflib
-
         choices = [str(choice) for choice in action.choices]
-        nearest = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        return f"`{key}: {value}` is not one of {', '.join(choices)}.{hint}"
+        return f"`{key}: {value}` is not one of {', '.join(choices)}.{did_you_mean(str(value), choices)}"
     if isinstance(value, str) and action.type in (int, float):
         try:
             action.type(value)

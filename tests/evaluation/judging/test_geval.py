@@ -87,7 +87,7 @@ def test_samples_without_a_score_are_left_out_of_a_mean(judge, make_client):
 
 
 def test_normalised_average_and_ratio(judge, make_client):
-    """000 normalises the average: Σ own / Σ true; the mean of ratios is another figure, and has no value at 0."""
+    """Pozzi 2025 normalises the average: Σ own / Σ true; the mean of ratios is another figure, and has no value at 0."""
     own, true = {0: 1, 1: 3, 2: 5, 3: 4}, {0: 5, 1: 2, 2: 4, 3: 1}
 
     def say(body):
@@ -160,7 +160,7 @@ def test_a_dry_run(judge):
 
 
 def test_the_papers_criteria():
-    """000, Table 1."""
+    """Pozzi 2025, Table 1."""
     assert named_criteria() == ["a_song_of_ice_and_fire", "doctor_who", "fringe", "stargate", "the_x_files"]
     counts = {name: len(read_criteria(name).criteria) for name in named_criteria()}
     assert counts == {"a_song_of_ice_and_fire": 3, "doctor_who": 4, "fringe": 4, "stargate": 4, "the_x_files": 5}

@@ -50,7 +50,7 @@ def prefers(wanted: str):
 
 
 def test_the_prompt_is_the_papers():
-    """003, App. A.1, in either order."""
+    """Cen 2024, App. A.1, in either order."""
     item = Judged("x", "I lost my {keys}.\n\nWhat now?", "Keys lost.", "They lost keys.")
     found = [request.messages[0]["content"] for request in win_rate_requests([item], both_orders=True)]
     texts = (item.completion, item.reference)

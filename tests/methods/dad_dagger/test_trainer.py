@@ -99,7 +99,7 @@ def test_the_last_two_of_four(tmp_path):
 
 
 def test_four_branches_cost_their_tokens_and_one_context(tmp_path):
-    """128 + 4 · 10 tokens, not 4 · 138 (000's lengths)."""
+    """128 + 4 · 10 tokens, not 4 · 138 (Pozzi 2025's lengths)."""
     text = ["x" * (128 + 10)]
     made = make(
         tmp_path,

@@ -28,7 +28,7 @@ def alpaca_win_rate(
     baseline_name: str = "gpt4_1106_preview",
 ) -> dict[str, Figure]:
     """
-    Win rate and length-controlled win rate of AlpacaEval 2.0 (Dubois et al. 2024), as 003, Section 5.2, reports them.
+    Win rate and length-controlled win rate of AlpacaEval 2.0 (Dubois et al. 2024), as Cen 2024, Section 5.2, reports them.
 
     The judge gets the package's own prompt and is asked for one token; the preference is the share of the two letters'
     probabilities, or the letter itself from an endpoint without log-probabilities. The package's regression then works

@@ -36,7 +36,7 @@ def geval(
     num_samples: int = 20,
 ) -> dict[str, Figure]:
     r"""
-    G-Eval (Liu et al. 2023; 000, Section 6.2): the judge is given criteria and a chain of thought, the steps to follow,
+    G-Eval (Liu et al. 2023; Pozzi 2025, Section 6.2): the judge is given criteria and a chain of thought, the steps to follow,
     and returns a score, which is mapped from its scale to 0 to 1. The reference is scored by the same questions.
 
     A score is the expected one, $\sum_s p(s)\, s$, over the probabilities of the score tokens, where the endpoint returns
@@ -47,7 +47,7 @@ def geval(
         client ([`JudgeClient`]): The judge.
         items (`Sequence[Judged]`): One a prompt; `reference` is the true continuation.
         criteria (`str`, `Path` or [`Criteria`]):
-            A name (`"a_song_of_ice_and_fire"`, `"the_x_files"`, `"stargate"`, `"fringe"`, `"doctor_who"`: 000, Table 1) or
+            A name (`"a_song_of_ice_and_fire"`, `"the_x_files"`, `"stargate"`, `"fringe"`, `"doctor_who"`: Pozzi 2025, Table 1) or
             a YAML file, see [`read_criteria`]. Steps that a file does not have are written by the judge, once.
         scoring (`str`): `"logprobs"`, `"samples"`, or `"auto"`: samples only where there are no log-probabilities.
         num_samples (`int`, defaults to `20`): Of each text, by samples; 20 as in Liu et al.
@@ -57,7 +57,7 @@ def geval(
             - `geval`: score of the completion, 0 to 1.
             - `geval_reference`: score of the true continuation, 0 to 1.
             - `geval_normalised`: score of the completion over the mean score of the true continuations: its mean is the
-              paper's normalised average (000, Section 6.3 and Table 4). The interval takes the divisor as given.
+              paper's normalised average (Pozzi 2025, Section 6.3 and Table 4). The interval takes the divisor as given.
             - `geval_ratio`: score of the completion over that of the same prompt's true continuation. Missing where the
               latter is 0 or missing; a few low references can carry this mean.
 

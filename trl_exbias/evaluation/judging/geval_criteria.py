@@ -54,7 +54,7 @@ class Criteria:
 
 
 def named_criteria() -> list[str]:
-    """Names of the criteria in this package: the data sets of 000, Table 1."""
+    """Names of the criteria in this package: the data sets of Pozzi 2025, Table 1."""
     files = (resources.files(__package__) / "criteria").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 

@@ -30,7 +30,7 @@ def win_rate(
     against: str = "reference",
 ) -> dict[str, Figure]:
     """
-    Win rate of completions against references, or against another model's completions in their place (003, App. A.1).
+    Win rate of completions against references, or against another model's completions in their place (Cen 2024, App. A.1).
 
     A completion gets 1 where the judge prefers it and 0 where it prefers the reference. With `both_orders`, the judge is
     asked twice, and two verdicts that disagree are a tie of ½. Equal texts are a tie, not asked about. Without a plain

@@ -1,4 +1,4 @@
-"""How far the responses' embeddings are from the references' (003, Fig. 2), with a violin for each model."""
+"""How far the responses' embeddings are from the references' (Cen 2024, Fig. 2), with a violin for each model."""
 
 from pathlib import Path
 

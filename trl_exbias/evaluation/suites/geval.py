@@ -1,4 +1,4 @@
-"""G-Eval: a judge's scores on criteria, divided by the true continuation's (000, Table 1)."""
+"""G-Eval: a judge's scores on criteria, divided by the true continuation's (Pozzi 2025, Table 1)."""
 
 from typing import Any
 

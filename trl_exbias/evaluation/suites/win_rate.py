@@ -1,4 +1,4 @@
-"""How often a judge prefers the response to the reference (003, App. A.1)."""
+"""How often a judge prefers the response to the reference (Cen 2024, App. A.1)."""
 
 from typing import Any
 

@@ -10,7 +10,7 @@ class DaDDaggerConfig(IterativeSFTConfig):
     """
     Configuration of the [`DaDDaggerTrainer`]: [`IterativeSFTConfig`], the trajectories and the teacher.
 
-    Defaults are the paper's (000, §6): contexts of 128 tokens, horizons of 10, 3 iterations of up to 4 epochs, α = 0.5,
+    Defaults are the paper's (Pozzi 2025, §6): contexts of 128 tokens, horizons of 10, 3 iterations of up to 4 epochs, α = 0.5,
     batches of 32, a constant learning rate of 2.5e-5, early stopping within an iteration.
     """
 

@@ -24,7 +24,7 @@ from ...core.distillation import DenseTarget, DistillationScores, SoftTarget, To
 from ...core.errors import UsageError
 from ...core.joint_dataset import JointDataset
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
-from ...core.modeling import LMHead, backbone, read_backbone
+from ...core.modeling import LMHead, backbone, positions_of, read_backbone
 from ...core.sharding import gathered, loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
 from ...loop.iterative import IterativeSFTTrainer
@@ -123,7 +123,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         **kwargs: Any,
     ):
         kwargs = named(type(self), more, kwargs)
-        args = self.config_class.of(args, model, type(self))
+        args = self.config_class.from_args(args, model, type(self))
         _check_trainable(args, model, kwargs.get("peft_config"))
         if processing_class is None:
             processing_class = load_processing_class(model, args)
@@ -383,7 +383,7 @@ def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None
 
 def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
     """Raises a `ValueError` where a trajectory is longer than the model called `name` has positions."""
-    limit = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = positions_of(config)
     length = args.context_length + args.rollout_length
     if limit is not None and length > limit:
         raise UsageError(

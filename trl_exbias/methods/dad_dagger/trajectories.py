@@ -1,4 +1,4 @@
-"""Trajectories: a true context of H tokens and a horizon of T, cut from documents or from responses (000, §5)."""
+"""Trajectories: a true context of H tokens and a horizon of T, cut from documents or from responses (Pozzi 2025, §5)."""
 
 import logging
 from typing import Any
