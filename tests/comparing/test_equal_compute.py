@@ -17,7 +17,7 @@ def phase(iteration, steps, tokens, rollout_tokens=0, label_tokens=0, online_tok
 
 
 def forecast(method, *phases):
-    return Forecast.from_plan(method, {"phases": list(phases)})
+    return Forecast.from_plan({"phases": list(phases)}, draws_in_steps=method == "scheduled-sampling")
 
 
 # 48 rows of 60 + 40 tokens, 4 a step: SFT 4800; BASH joint 48 · 140 = 6720 and 1920 rolled out.

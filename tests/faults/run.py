@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.loop import rollout_phase
+from trl_exbias.loop import rollout_rows
 
 from ..loop.runs import config, trainer
 from ..tiny import conversations, tiny_model
@@ -141,7 +141,7 @@ def strike_at(fault: str, run: Run) -> None:
 def main(output_dir: str, fault: str = "none", resume: str | bool = True, **options: Any) -> None:
     """Begins the run, or goes on with it."""
     torch.set_num_threads(1)
-    rollout_phase._MIN_SHARD_ROWS, rollout_phase._SHARDS_WANTED = 3, SHARDS
+    rollout_rows._MIN_SHARD_ROWS, rollout_rows._SHARDS_WANTED = 3, SHARDS
     args = config(BASHConfig, output_dir, **{**OPTIONS, **options})
     run = trainer(Run, args, conversations(12), tiny_model(attention_dropout=0.2))
     strike_at(fault, run)

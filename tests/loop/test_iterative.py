@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig
 
 from trl_exbias import BASHConfig, BASHTrainer, Branch, IterativeSFTConfig, IterativeSFTTrainer, RACConfig, RACTrainer
-from trl_exbias.loop import rollout_phase
+from trl_exbias.loop import rollout_rows
 from trl_exbias.run.rollout_store import RolloutStoreError
 
 from ..tiny import byte_tokenizer, conversations, plain_pairs, tiny_model
@@ -296,8 +296,8 @@ def test_a_run_that_does_not_save_makes_no_checkpoint(tmp_path):
 
 def test_an_interrupted_rollout_phase_keeps_its_shards(tmp_path, monkeypatch):
     """Killed while the third of four shards is made: the two on disk are not made again, and the run is bit-equal."""
-    monkeypatch.setattr(rollout_phase, "_MIN_SHARD_ROWS", 3)
-    monkeypatch.setattr(rollout_phase, "_SHARDS_WANTED", 4)
+    monkeypatch.setattr(rollout_rows, "_MIN_SHARD_ROWS", 3)
+    monkeypatch.setattr(rollout_rows, "_SHARDS_WANTED", 4)
     whole = bash(tmp_path / "whole", save_strategy="steps", save_steps=100)
 
     class Killed(BaseException):

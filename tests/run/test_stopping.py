@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from trl_exbias import BASHConfig, BASHTrainer, RACConfig, RACTrainer
-from trl_exbias.loop import rollout_phase
+from trl_exbias.loop import rollout_phase, rollout_rows
 from trl_exbias.run.errors import DegenerateRolloutsError, NonFiniteLossError
 from trl_exbias.run.rollout_store import RolloutStore
 
@@ -89,7 +89,7 @@ def _rac(folder, **options):
 
 
 def test_cut_off_rollouts_are_told_of_with_the_first_shard(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(rollout_phase, "_MIN_SHARD_ROWS", 32)
+    monkeypatch.setattr(rollout_rows, "_MIN_SHARD_ROWS", 32)
     told = []
     monkeypatch.setattr(
         rollout_phase, "warn_of_first", lambda *args: told.append(len(list(args[-1].glob("*.parquet"))))

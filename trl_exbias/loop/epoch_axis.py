@@ -1,12 +1,10 @@
 """The epoch that is logged: how often the run has read its data, whatever its phases and however they were cut."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
-if TYPE_CHECKING:
-    from .iterative import IterativeSFTTrainer
+from .plan import RunPlan
 
 
 class EpochAxis(TrainerCallback):
@@ -14,12 +12,13 @@ class EpochAxis(TrainerCallback):
     Corrects `state.epoch` after each step: `Trainer` counts a shortened epoch as a whole one.
 
     Args:
-        trainer ([`IterativeSFTTrainer`]): Whose plan says how much of an epoch a step is.
+        plan (`Callable`): The [`RunPlan`] that says how much of an epoch a step is; `None` for a stream.
     """
 
-    def __init__(self, trainer: "IterativeSFTTrainer"):
-        self.trainer = trainer
+    def __init__(self, plan: Callable[[], RunPlan | None]):
+        self.plan = plan
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self.trainer.plan is not None:  # a stream's epochs are Trainer's own
-            state.epoch = self.trainer.plan.epoch_at(state.global_step)
+        plan = self.plan()
+        if plan is not None:  # a stream's epochs are Trainer's own
+            state.epoch = plan.epoch_at(state.global_step)

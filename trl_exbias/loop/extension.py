@@ -3,38 +3,44 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..core.errors import UsageError
-from ..run.checkpoints import PLAN_SETTINGS, WHOLE, run_identity
+from ..run.checkpoints import PLAN_SETTINGS, WHOLE
 from .plan import RunPlan
 
-
-if TYPE_CHECKING:
-    from .iterative import IterativeSFTTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def is_extension(trainer: "IterativeSFTTrainer", checkpoint: str) -> bool:
+def is_extension(
+    checkpoint: str, now: dict[str, Any], plan: RunPlan, plan_for: Callable[[SimpleNamespace], RunPlan]
+) -> bool:
     """
     Whether a run is resumed with another plan than the one it was begun with.
+
+    Args:
+        now (`dict`): The run's identity, as [`run_identity`] gives it.
+        plan ([`RunPlan`]): The run's.
+        plan_for (`Callable`): The plan that other settings make of its data.
 
     Raises:
         ValueError: if a phase that is done would have been another, or the one that it is in would be shorter.
     """
     record = json.loads(Path(checkpoint, WHOLE).read_text(encoding="utf-8"))
-    was, now = record["run"], run_identity(trainer)
+    was = record["run"]
     changed = [
         f"`{name}` was {was[name]!r} and is now {now[name]!r}" for name in PLAN_SETTINGS if was[name] != now[name]
     ]
     if not changed:
         return False
-    before, plan = trainer.plan_for(SimpleNamespace(**{name: was[name] for name in PLAN_SETTINGS})), trainer.plan
+    before = plan_for(SimpleNamespace(**{name: was[name] for name in PLAN_SETTINGS}))
     problem = _difference(before, plan, record.get("iteration", math.inf))
     if problem is not None:
         raise UsageError(
@@ -60,20 +66,20 @@ def _difference(before: RunPlan, now: RunPlan, current: float) -> str | None:
     return None
 
 
-def resume_schedule(trainer: "IterativeSFTTrainer") -> None:
+def resume_schedule(lr_scheduler: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Puts an extended run onto its new schedule at once: the optimizer's state has the old one's rate for the next step."""
-    schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
     if not isinstance(schedule, LambdaLR):
         return
     rates = [
         base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
     ]
-    was = [group["lr"] for group in trainer.optimizer.param_groups]
+    was = [group["lr"] for group in optimizer.param_groups]
     if rates != was:
         logger.warning(
-            f"The learning-rate schedule is planned over the new length: at step {trainer.state.global_step} the rate goes from "
+            f"The learning-rate schedule is planned over the new length: at step {step} the rate goes from "
             f"{was[0]:.3g} to {rates[0]:.3g}."
         )
-    for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     schedule._last_lr = rates

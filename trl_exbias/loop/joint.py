@@ -93,6 +93,17 @@ class JointSFTTrainer(SFTTrainer):
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts
 
+    def batches_of_step(self, batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """The joint micro-batches of an optimizer step, just before it: all are trained on with the same weights."""
+        return batches
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or "branch_kinds" not in batches[0]:
+            return batches, num_items
+        now = self.batches_of_step(batches)
+        return now, num_items if now is batches else self._get_num_items_in_batch(now, device)
+
     def _prepare_input(self, data):
         if not isinstance(self.data_collator, BranchCollator):
             return super()._prepare_input(data)

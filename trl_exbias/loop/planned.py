@@ -69,7 +69,9 @@ class PlannedSFTTrainer(PreparingSFTTrainer):
         )
         if self.plan is None:
             return in_trl
-        self._is_extended = resume_from_checkpoint is not None and is_extension(self, resume_from_checkpoint)
+        self._is_extended = resume_from_checkpoint is not None and is_extension(
+            resume_from_checkpoint, self.identity(), self.plan, self.plan_for
+        )
         if self._iteration_best is not None:
             self._iteration_best.replay()
             self.state.max_steps = self.plan.total_steps
@@ -79,7 +81,7 @@ class PlannedSFTTrainer(PreparingSFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.plan is not None and self._is_extended:
-            resume_schedule(self)
+            resume_schedule(self.lr_scheduler, self.optimizer, self.state.global_step)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if not self.args.restart_lr_schedule or self.lr_scheduler is not None or self.plan is None:

@@ -48,3 +48,18 @@ def check_loss_override(trainer: type, base: type) -> None:
             "with the kind and the weight of each label, and returns their loss. (With `num_iterations=0` nothing rolls out, "
             "and `compute_loss` may be overridden.)"
         )
+
+
+def refuse_given(trainer: type, **given: Any) -> None:
+    """
+    What cannot be had together with branches.
+
+    Raises:
+        ValueError: names the argument that was given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"`{name}` is not supported together with branches, which have their own layout and loss. To change the "
+                f"loss, subclass {trainer.__name__} and override `score_branches`."
+            )

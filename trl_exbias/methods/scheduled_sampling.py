@@ -8,8 +8,6 @@ import torch
 from ..core.branches import ROW
 from ..core.data import Example
 from ..core.joint_dataset import JointDataset
-from ..loop.plan import PlannedEpoch
-from ..loop.rollout_phase import RolloutPhase
 from ..rollouts.noise import derive_seed
 from .bash import BASHConfig, BASHTrainer
 from .plans import ScheduledSamplingPlan
@@ -78,25 +76,15 @@ class ScheduledSamplingTrainer(BASHTrainer):
         self._mixing_seconds = 0.0
         self._mixed_tokens = 0
 
-    def _use_rollouts(self, model, entry: PlannedEpoch, trial) -> None:
+    def iteration_data(self, iteration: int) -> JointDataset:
         """Nothing is rolled out ahead: says which rows will be mixed when they come up."""
-        rows = RolloutPhase(self, entry.iteration).rows()
+        rows = self.rows_to_roll_out(iteration)
         self._mixed_rows = frozenset(rows)
-        if not self._layout_decided:
-            self._decide_layout()
-        self._joint_data = JointDataset(self.train_dataset, [], rows if self.args.sft_weight == 0 else None)
+        return self.joint_dataset([], rows if self.args.sft_weight == 0 else None)
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        # All micro-batches of one optimizer step at once: they are trained on with the same weights.
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches or "branch_kinds" not in batches[0]:
-            return batches, num_items
+    def batches_of_step(self, batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """The same rows, with branches drawn from the weights of this step."""
         started = time.perf_counter()
-        batches = self._mix(batches)
-        self._mixing_seconds += time.perf_counter() - started
-        return batches, self._get_num_items_in_batch(batches, device)
-
-    def _mix(self, batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         places = [batch[ROW].tolist() for batch in batches]
         examples = {
             place: Example.from_row(place, self.train_dataset[place], self.args.max_length)
@@ -110,6 +98,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
             branches = self.build_branches(list(examples.values()), engine, options)
         self._mixed_tokens += sum(len(branch.input_ids) for row in branches for branch in row)
         mixed = dict(zip(examples, ([asdict(branch) for branch in row] for row in branches), strict=True))
+        self._mixing_seconds += time.perf_counter() - started
         return [
             self.data_collator(
                 [{**self.train_dataset[place], ROW: place, "branches": mixed.get(place, [])} for place in batch]

@@ -9,20 +9,20 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig
 
 from ..core.errors import UsageError
 from ..core.files import flush, write_atomically
 from .errors import NotWrittenError
+from .processes import Processes
 
-
-if TYPE_CHECKING:
-    from ..loop.iterative import IterativeSFTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -51,44 +51,51 @@ _FREE = (
 )
 
 
-def run_identity(trainer: "IterativeSFTTrainer") -> dict[str, Any]:
+def run_identity(args: TrainingArguments, method: str, data: str | None) -> dict[str, Any]:
     """What the steps of a run follow from, besides its model: method, data, settings, number of processes."""
-    args = trainer.args
     inherited = {field.name for field in fields(SFTConfig)}
     own = [f.name for f in fields(args) if f.name not in inherited and not f.name.startswith(_FREE)]
     settings = {name: getattr(args, name, None) for name in (*_INHERITED, *own)}
     # As they will be read back: enums as their values, whatever else as text.
     settings = json.loads(json.dumps(settings, default=lambda value: str(getattr(value, "value", value))))
-    return {
-        "method": trainer._name,
-        "data": trainer.data_fingerprint,
-        "world_size": args.world_size,
-        **settings,
-    }
+    return {"method": method, "data": data, "world_size": args.world_size, **settings}
 
 
-def save_complete(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> None:
+def save_complete(
+    folder: Path,
+    write: Callable[[], None],
+    args: TrainingArguments,
+    identity: dict[str, Any],
+    iteration: int,
+    processes: Processes,
+    best: str | None,
+) -> None:
     """
     Lets `write()` put a checkpoint into `folder`, and marks it as whole when all of it is on the disk.
 
     Older checkpoints go (`save_total_limit`) only then.
 
+    Args:
+        identity (`dict`): The run's, as [`run_identity`] gives it.
+        iteration (`int`): In which the run is.
+        best (`str`, *optional*): A checkpoint that stays, however old.
+
     Raises:
         NotWrittenError: what was half written is removed, and the newest whole checkpoint is named.
     """
-    args, limit = trainer.args, trainer.args.save_total_limit
+    limit = args.save_total_limit
     if args.should_save and folder.is_dir():
         shutil.rmtree(folder)  # half written, or of a run that was resumed from before it
-    trainer.processes.wait()
+    processes.wait()
     try:
         args.save_total_limit = None
         try:
             write()
         finally:
             args.save_total_limit = limit
-        trainer.processes.wait()
+        processes.wait()
         if args.should_save:
-            _mark(folder, run_identity(trainer), trainer._iteration)
+            _mark(folder, identity, iteration)
     except Exception as error:
         # Whatever a writer raises (torch, safetensors, DeepSpeed: each its own) means the same: it is not there.
         if args.should_save:
@@ -96,13 +103,10 @@ def save_complete(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> N
         newest = newest_complete(folder.parent)
         kept = f"{newest.name} is whole." if newest else "No checkpoint came before it."
         raise NotWrittenError(folder, error, kept) from error
-    trainer.processes.wait()  # none looks for it before it is whole
+    processes.wait()  # none looks for it before it is whole
     if args.should_save:
         rotate_checkpoints(
-            output_dir=str(folder.parent),
-            save_total_limit=limit,
-            best_model_checkpoint=trainer.state.best_model_checkpoint,
-            use_mtime=True,
+            output_dir=str(folder.parent), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True
         )
 
 
@@ -134,11 +138,17 @@ def completeness_problem(folder: Path) -> str | None:
     return None
 
 
-def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | None) -> str | None:
+def checkpoint_to_resume(
+    wanted: str | bool | None, output_dir: str, identity: dict[str, Any], loads_optimizer: bool
+) -> str | None:
     """
     The checkpoint that a run goes on from: the one named, or for `True` the newest whole one.
 
     `None` means the beginning: not asked to resume, or nothing whole to resume from (then with a warning).
+
+    Args:
+        identity (`dict`): The run's, as [`run_identity`] gives it.
+        loads_optimizer (`bool`): Whether transformers can put an optimizer's state back into this run's processes.
 
     Raises:
         ValueError: where the checkpoint named is not whole, or the run that made it was another one.
@@ -146,9 +156,9 @@ def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | No
     if not wanted:
         return None
     if wanted is True:
-        folder = newest_complete(trainer.args.output_dir)
+        folder = newest_complete(output_dir)
         if folder is None:
-            logger.warning(f"{trainer.args.output_dir} has no whole checkpoint: the run starts from the beginning.")
+            logger.warning(f"{output_dir} has no whole checkpoint: the run starts from the beginning.")
             return None
     else:
         folder = Path(wanted)
@@ -158,10 +168,8 @@ def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | No
                 f"`resume_from_checkpoint={wanted}` cannot be resumed from: {problem}. Use `resume_from_checkpoint=True` for "
                 "the newest whole checkpoint."
             )
-    _check_same_run(folder, run_identity(trainer))
-    engine = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    if trainer.args.world_size > 1 and trainer.accelerator.device.type == "cpu" and not engine:
-        # transformers 5.17 reads it with `map_location=cpu:0`, which torch does not know.
+    _check_same_run(folder, identity)
+    if not loads_optimizer:
         raise UsageError(
             "transformers cannot load an optimizer's state into several processes on CPUs. Resume under DeepSpeed, or on GPUs."
         )

@@ -4,15 +4,12 @@ import logging
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .errors import RESUME_EXIT_CODE, PreemptedError
+from .processes import Processes
 
-
-if TYPE_CHECKING:
-    from ..loop.iterative import IterativeSFTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +21,12 @@ class Preemption(TrainerCallback):
     Whoever handles the signal already keeps it. As a context manager it listens and, afterwards, restores.
 
     Args:
-        trainer ([`IterativeSFTTrainer`]): Whose run is saved.
+        processes ([`Processes`]): Of the run.
+        can_resume (`bool`): Whether what is saved can be resumed from; where not, the signal is left alone.
     """
 
-    def __init__(self, trainer: "IterativeSFTTrainer"):
-        self.trainer = trainer
+    def __init__(self, processes: Processes, can_resume: bool):
+        self.processes, self.can_resume = processes, can_resume
         self.asked = False
         self.leaving = False
         self._listening = False
@@ -37,8 +35,7 @@ class Preemption(TrainerCallback):
         self._listening = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-            # A run that keeps no optimizer's state cannot be resumed.
-            and not self.trainer.args.save_only_model
+            and self.can_resume
         )
         if self._listening:
             signal.signal(signal.SIGTERM, self._on_signal)
@@ -55,7 +52,7 @@ class Preemption(TrainerCallback):
 
     def agreed(self) -> bool:
         """Whether any process was asked to go. All processes must call it together."""
-        self.leaving = self.leaving or self.trainer.processes.any(self.asked)
+        self.leaving = self.leaving or self.processes.any(self.asked)
         return self.leaving
 
     def leave(self, kept: str) -> None:

@@ -3,21 +3,20 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from ...core.branches import Branch
 from ...core.joint_dataset import JointDataset, labelled
 from ...core.soft_labels import SHARDS, SoftLabelCache, soft_label_key
-from ...run.run_directory import SOFT_LABELS
-from .teacher import teacher_labels
+from ...run.preemption import Preemption
+from ...run.processes import Processes
+from .teacher import Teacher, teacher_labels
 
-
-if TYPE_CHECKING:
-    from .trainer import DaDDaggerTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -35,25 +34,65 @@ class _Place(NamedTuple):
     number: int
 
 
+@dataclass(frozen=True)
+class Labelling:
+    """
+    How a teacher's labels are worked out.
+
+    Args:
+        teacher ([`Teacher`]): Loaded only while it reads.
+        vocab_size (`int`): Tokens that student and teacher have in common.
+        top_k (`int`, *optional*): Keep so many probabilities instead of hidden states.
+        temperature (`float`): Of the probabilities that are kept.
+        batch_tokens (`int`): Tokens that it reads at once.
+    """
+
+    teacher: Teacher
+    vocab_size: int
+    top_k: int | None
+    temperature: float
+    batch_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Of the folder: labels of other weights, or in another form, are others."""
+        form = "hidden" if self.top_k is None else f"top{self.top_k}-t{self.temperature:g}"
+        return f"{self.teacher.fingerprint[:16]}-{form}-v{self.vocab_size}"
+
+
 class SoftLabelPhase:
     """
     The soft labels of a run.
 
     Args:
-        trainer ([`DaDDaggerTrainer`]): Has the teacher and the settings.
+        labelling ([`Labelling`]): Whose labels, and how.
+        folder (`Path`): Where they are kept, each teacher's in a folder of its own.
+        log (`Callable`): Takes metrics.
+        leave (`Callable`): Ends a run that was told to go, saying what is kept.
+        is_shown (`bool`): Whether there are progress bars.
     """
 
-    def __init__(self, trainer: "DaDDaggerTrainer"):
-        self.trainer = trainer
+    def __init__(
+        self,
+        labelling: Labelling,
+        folder: Path,
+        log: Callable[[dict[str, float]], None],
+        leave: Callable[[str], None],
+        is_shown: bool,
+    ):
+        self.labelling, self.folder, self.log, self.leave, self.is_shown = labelling, folder, log, leave, is_shown
+        self.processes: Processes | None = None
+        self.preemption: Preemption | None = None
         self._cache: SoftLabelCache | None = None
 
-    def run(self, data: JointDataset) -> SoftLabelCache:
+    def run(self, data: JointDataset, processes: Processes, preemption: Preemption) -> SoftLabelCache:
         """The cache, once it has the labels of every branch of `data`; the teacher is loaded only if some are missing."""
-        started, teacher = time.perf_counter(), self.trainer.teacher
+        started, teacher = time.perf_counter(), self.labelling.teacher
+        self.processes, self.preemption = processes, preemption
         if self._cache is None:
             # Which folder is the teacher's follows from its weights, and its LM head is needed in any case.
             with teacher.loaded() as model:
-                self._cache = SoftLabelCache(self._folder())
+                self._cache = SoftLabelCache(self.folder / self.labelling.name)
                 total, missing = self._missing(data)
                 self._score(model, data, missing)
         else:
@@ -62,7 +101,7 @@ class SoftLabelPhase:
                 with teacher.loaded() as model:
                     self._score(model, data, missing)
         seconds = time.perf_counter() - started
-        self.trainer.log_now(
+        self.log(
             {
                 "teacher/scored": len(missing),
                 "teacher/reused": total - len(missing),
@@ -72,16 +111,10 @@ class SoftLabelPhase:
         )
         return self._cache
 
-    def _folder(self) -> Path:
-        args, teacher = self.trainer.args, self.trainer.teacher
-        form = "hidden" if args.teacher_top_k is None else f"top{args.teacher_top_k}-t{args.kd_temperature:g}"
-        root = Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS)
-        return root / f"{teacher.fingerprint[:16]}-{form}-v{self.trainer.shared_vocab}"
-
     def _missing(self, data: JointDataset) -> tuple[int, list[_Place]]:
         """How many different branches there are, and those without labels, longest first."""
         self._take_in_others()
-        self.trainer.processes.wait()  # before anyone adds some: the share of each follows from what is missing now
+        self.processes.wait()  # before anyone adds some: the share of each follows from what is missing now
         seen: set[bytes] = set()
         missing = []
         for row in self._bar(range(len(data)), "Looking for teacher's labels", "row"):
@@ -95,37 +128,36 @@ class SoftLabelPhase:
         return len(seen), missing
 
     def _score(self, model, data: JointDataset, missing: Sequence[_Place]) -> None:
-        args, processes = self.trainer.args, self.trainer.processes
+        how, processes = self.labelling, self.processes
         # Longest first, and dealt out one by one: equal shares of all lengths.
         mine = missing[processes.index :: processes.count]
         with self._bar(mine, "Teacher's labels", "branch") as bar:
             for shard in _shards(mine):
-                if self.trainer.preemption.asked:
+                if self.preemption.asked:
                     break
                 labels = teacher_labels(
-                    self.trainer.teacher,
+                    how.teacher,
                     model,
                     [_branch(data, place) for place in shard],
-                    self.trainer.shared_vocab,
-                    args.teacher_top_k,
-                    args.kd_temperature,
-                    args.rollout_batch_tokens,
+                    how.vocab_size,
+                    how.top_k,
+                    how.temperature,
+                    how.batch_tokens,
                     lambda rows, tokens: bar.update(rows),
                 )
                 self._cache.add({place.key: found for place, found in zip(shard, labels, strict=True)})
         processes.wait()
         self._take_in_others()
-        if self.trainer.preemption.agreed():
-            self.trainer.leave_between_steps("the teacher's labels so far are kept")
+        if self.preemption.agreed():
+            self.leave("the teacher's labels so far are kept")
 
     def _bar(self, what: Sequence, title: str, unit: str) -> tqdm:
-        hidden = self.trainer.args.disable_tqdm or not self.trainer.is_local_process_zero()
-        return tqdm(what, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=hidden)
+        return tqdm(what, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not self.is_shown)
 
     def _take_in_others(self) -> None:
         """Makes the labels that any process has this one's too."""
-        if not self.trainer.processes.share_files:
-            self.trainer.processes.hand_over(self._cache.folder, SHARDS)
+        if not self.processes.share_files:
+            self.processes.hand_over(self._cache.folder, SHARDS)
         self._cache.refresh()
 
 

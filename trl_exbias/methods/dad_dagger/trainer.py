@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
 from ...rollouts.vllm.verbs import MAX_EXCLUDED
+from ...run.run_directory import SOFT_LABELS
 from ..plans import DaDDaggerPlan
 from .config import DaDDaggerConfig
-from .soft_label_phase import SoftLabelPhase
+from .soft_label_phase import Labelling, SoftLabelPhase
 from .teacher import Teacher, check_tokenizers, shared_vocab_size
 from .trajectories import cut_documents, cut_responses, report_uncut
 
@@ -154,7 +156,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         self.shared_vocab = LMHead(self.model).vocab_size
         if self.teacher is not None:
             self._set_up_teacher()
-        self._soft_labels = SoftLabelPhase(self)
+        self._soft_labels = None if self.teacher is None else self._soft_label_phase(self.teacher)
         self._resident_teacher: torch.nn.Module | None = None
         self._forward_redirection = _ForwardRedirection()
 
@@ -226,8 +228,18 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
         data = super().joint_dataset(rollouts, rows)
         if self.teacher is not None and self.args.cache_teacher:
-            data.soft_labels = self._soft_labels.run(data)
+            data.soft_labels = self._soft_labels.run(data, self.processes, self.preemption)
         return data
+
+    def _soft_label_phase(self, teacher: Teacher) -> SoftLabelPhase:
+        args = self.args
+        return SoftLabelPhase(
+            Labelling(teacher, self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens),
+            Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS),
+            self.log_now,
+            self.leave_between_steps,
+            is_shown=not args.disable_tqdm and self.is_local_process_zero(),
+        )
 
     # The teacher
 

@@ -5,14 +5,17 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from ...core.likelihood import label_nll
 from ...core.modeling import base_causal_lm, position_limit
+from ...run.processes import Processes
 from ...run.run_directory import SERVED_POLICY, VLLM_LOG
 from .engine import VLLMEngine
 from .policy import ServedPolicy, write_policy
@@ -23,7 +26,6 @@ from .verbs import VLLMVerbs
 
 if TYPE_CHECKING:
     from ...loop.config import IterativeSFTConfig
-    from ...loop.iterative import IterativeSFTTrainer
 
 _PROBE_TOKENS = 64
 # Nats, mean over the probe. SmolLM2 in float32: 1e-5; half precision keeps 8 bits of every logit.
@@ -33,42 +35,63 @@ _HALF_TOLERANCE = 0.1
 _SHARE_OF_FREE_MEMORY = 0.85
 
 
+@dataclass(frozen=True)
+class PolicyToServe:
+    """
+    A policy, and what an engine that serves it must be able to take.
+
+    Args:
+        model (`torch.nn.Module`), wrapped (`torch.nn.Module`): The training model, and as DeepSpeed or FSDP have wrapped it.
+        accelerator ([`~accelerate.Accelerator`]): Of the run.
+        dtype (`torch.dtype`): What it computes in.
+        probe ([`WeightProbe`]): Its log-probabilities along a row, for the engine to prove that it serves these weights.
+        max_model_len (`int`): Tokens of the longest sequence that is asked for.
+    """
+
+    model: torch.nn.Module
+    wrapped: torch.nn.Module
+    accelerator: Accelerator
+    dtype: torch.dtype
+    probe: WeightProbe
+    max_model_len: int
+
+
 @contextlib.contextmanager
-def vllm_engine(trainer: "IterativeSFTTrainer", on_progress: Callable[[int, int], None]) -> Iterator[VLLMVerbs | None]:
+def vllm_engine(
+    policy: PolicyToServe,
+    args: "IterativeSFTConfig",
+    processes: Processes,
+    on_progress: Callable[[int, int], None],
+) -> Iterator[VLLMVerbs | None]:
     """The engine of a rollout phase; `None` on a process whose devices serve another one's."""
-    args, accelerator = trainer.args, trainer.accelerator
-    folder = Path(args.output_dir) / SERVED_POLICY
-    dtype = serving_dtype(trainer)
-    probe = weight_probe(trainer, dtype)
-    if accelerator.is_main_process:
+    folder, is_main = Path(args.output_dir) / SERVED_POLICY, processes.index == 0
+    if is_main:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    trainer.processes.wait()
+    processes.wait()
     try:
-        policy = write_policy(trainer.model, trainer.model_wrapped, folder, accelerator)
-        trainer.processes.wait()
+        served = write_policy(policy.model, policy.wrapped, folder, policy.accelerator)
+        processes.wait()
         common = {
             "mix_strategy": args.vllm_mix_strategy,
             "timeout": args.vllm_timeout,
-            "probe": probe,
+            "probe": policy.probe,
             "on_progress": on_progress,
         }
         with contextlib.ExitStack() as stack:
             engine = None
             if args.vllm_server_base_url is not None:
-                engine = _server(trainer, policy, common)
+                engine = _server(args.vllm_server_base_url, served, policy.accelerator, common)
                 # The main process hands the weights over; then the others may ask for them.
-                with trainer.processes.first_before_others():
+                with processes.first_before_others():
                     stack.enter_context(engine)
-            elif accelerator.process_index % engine_processes(args) == 0:
-                engine = stack.enter_context(_child(trainer, policy, dtype, common))
-            if accelerator.is_main_process:
-                trainer.log_now({"seconds/vllm_start": engine.start_seconds})
+            elif processes.index % engine_processes(args) == 0:
+                engine = stack.enter_context(_child(policy, served, args, common))
             yield engine
             # Others may still be at work with the weights that the main process is about to take away: for hours, which the
             # default group would not wait.
-            trainer.processes.wait()
+            processes.wait()
     finally:
-        if accelerator.is_main_process:
+        if is_main:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -79,23 +102,23 @@ def engine_processes(args: "IterativeSFTConfig") -> int:
     return args.vllm_tensor_parallel_size
 
 
-def _server(trainer: "IterativeSFTTrainer", policy: ServedPolicy, common: dict[str, Any]) -> VLLMServerEngine:
+def _server(url: str, served: ServedPolicy, accelerator: Accelerator, common: dict[str, Any]) -> VLLMServerEngine:
     # vLLM tells adapters apart by their names, its cache too: never the same one twice, and the same in every process.
-    nonce = int(broadcast(torch.tensor(time.time_ns(), device=trainer.accelerator.device)))
+    nonce = int(broadcast(torch.tensor(time.time_ns(), device=accelerator.device)))
     return VLLMServerEngine(
-        trainer.args.vllm_server_base_url,
-        weights=None if policy.adapter is not None else policy.model,
-        adapter=policy.adapter,
+        url,
+        weights=None if served.adapter is not None else served.model,
+        adapter=served.adapter,
         name=f"policy-{nonce:x}",
-        loads=trainer.accelerator.is_main_process,
+        loads=accelerator.is_main_process,
         **common,
     )
 
 
 def _child(
-    trainer: "IterativeSFTTrainer", policy: ServedPolicy, dtype: torch.dtype, common: dict[str, Any]
+    policy: PolicyToServe, served: ServedPolicy, args: "IterativeSFTConfig", common: dict[str, Any]
 ) -> VLLMEngine:
-    args, accelerator = trainer.args, trainer.accelerator
+    accelerator = policy.accelerator
     on_gpu = accelerator.device.type != "cpu"
     devices = None
     if on_gpu and accelerator.num_processes > 1:
@@ -104,14 +127,14 @@ def _child(
     options = {
         **({"gpu_memory_utilization": memory_share(args)} if on_gpu else {}),
         "tensor_parallel_size": args.vllm_tensor_parallel_size,
-        **policy.options,
+        **served.options,
         **(args.vllm_init_kwargs or {}),
     }
     return VLLMEngine(
-        policy.model,
-        policy.adapter,
-        dtype=str(dtype).removeprefix("torch."),
-        max_model_len=max_model_len(trainer),
+        served.model,
+        served.adapter,
+        dtype=str(policy.dtype).removeprefix("torch."),
+        max_model_len=policy.max_model_len,
         log=Path(args.output_dir) / VLLM_LOG.format(rank=accelerator.process_index),
         devices=devices,
         **common,
@@ -119,28 +142,29 @@ def _child(
     )
 
 
-def serving_dtype(trainer: "IterativeSFTTrainer") -> torch.dtype:
+def serving_dtype(model: torch.nn.Module, args: "IterativeSFTConfig") -> torch.dtype:
     """What the policy computes in: the mixed precision's type, else the weights' own."""
-    if trainer.args.bf16:
+    if args.bf16:
         return torch.bfloat16
-    if trainer.args.fp16:
+    if args.fp16:
         return torch.float16
-    return base_causal_lm(trainer.model).dtype
+    return base_causal_lm(model).dtype
 
 
-def weight_probe(trainer: "IterativeSFTTrainer", dtype: torch.dtype) -> WeightProbe:
-    """The policy's log-probabilities along the longest training row. Every process takes part, for sharded policies."""
-    row = trainer.train_dataset[int(trainer.sequence_lengths.argmax())]
-    tokens = list(row["input_ids"][:_PROBE_TOKENS])
-    with trainer.accelerator.autocast():
-        (nll,) = label_nll(trainer.model, [tokens[:1]], [tokens[1:]], [tokens[1:]], trainer._tokenizer.pad_token_id)
+def weight_probe(model: torch.nn.Module, row: list[int], pad_token_id: int, dtype: torch.dtype) -> WeightProbe:
+    """
+    The policy's log-probabilities along the beginning of a row. Every process takes part, for sharded policies.
+
+    To be called under the training's autocast.
+    """
+    tokens = list(row[:_PROBE_TOKENS])
+    (nll,) = label_nll(model, [tokens[:1]], [tokens[1:]], [tokens[1:]], pad_token_id)
     return WeightProbe(tokens, [-x for x in nll], _TOLERANCE.get(dtype, _HALF_TOLERANCE))
 
 
-def max_model_len(trainer: "IterativeSFTTrainer") -> int:
+def max_model_len(model: torch.nn.Module, longest: int) -> int:
     """Tokens of the longest sequence that a phase can ask for, within the model's positions."""
-    longest = int(trainer.sequence_lengths.max()) + trainer.sampling_options(0).max_new_tokens
-    positions = position_limit(trainer.model)
+    positions = position_limit(model)
     return longest if positions is None else min(longest, positions)
 
 
