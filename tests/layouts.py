@@ -4,7 +4,9 @@ import random
 
 import torch
 
-from trl_exbias.core.branches import GOLD, Branch, BranchCollator, BranchedExample, branch_attention_mask
+from trl_exbias.core.branches import GOLD, Branch, BranchedExample
+from trl_exbias.core.collating import BranchCollator
+from trl_exbias.core.layout import branch_attention_mask
 from trl_exbias.core.losses import sum_by_kind
 
 from .tiny import VOCAB_SIZE

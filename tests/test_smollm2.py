@@ -6,14 +6,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.core.branches import (
-    GOLD,
-    Branch,
-    BranchCollator,
-    BranchedExample,
-    branch_attention_mask,
-    check_shared_context,
-)
+from trl_exbias.core.branches import GOLD, Branch, BranchedExample
+from trl_exbias.core.collating import BranchCollator
+from trl_exbias.core.layout import branch_attention_mask, check_shared_context
 from trl_exbias.core.losses import sum_by_kind
 from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import is_correct, word_problems

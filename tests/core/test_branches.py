@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import PretrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_exbias.core.branches import GOLD, Branch, BranchedExample, branch_attention_mask, check_shared_context
+from trl_exbias.core.branches import GOLD, Branch, BranchedExample
+from trl_exbias.core.layout import branch_attention_mask, check_shared_context
 from trl_exbias.core.losses import count_labels
 
 from ..layouts import KINDS, collator, gradients, losses_by_kind, random_examples

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_exbias.core.branches import check_shared_context
+from trl_exbias.core.layout import check_shared_context
 
 from ..layouts import collator, gradients, random_examples
 from .device import DEVICE, bf16_autocast, distance, on_gpu_or_cpu

@@ -10,7 +10,9 @@ import torch
 from transformers import Trainer
 from trl import SFTTrainer
 
-from ..core.branches import GOLD, ROW, BranchCollator, check_shared_context, lay_out
+from ..core.branches import GOLD, ROW
+from ..core.collating import BranchCollator
+from ..core.layout import check_shared_context, lay_out
 from ..core.losses import LossTerm, count_labels, joint_loss, sum_by_kind
 from ..core.modeling import attention_window, base_causal_lm
 from .finite import check_loss

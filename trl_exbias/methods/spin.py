@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 
-from ..core.branches import GOLD, Branch, BranchCollator, BranchedExample, lay_out
+from ..core.branches import GOLD, Branch, BranchedExample
+from ..core.collating import BranchCollator
 from ..core.data import Example
+from ..core.layout import lay_out
 from ..core.likelihood import label_nll
 from ..core.losses import LossTerm, joint_loss, sum_by_kind
 from ..loop.config import IterativeSFTConfig, _number

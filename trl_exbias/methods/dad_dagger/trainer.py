@@ -19,11 +19,12 @@ from transformers import (
 )
 from trl.models.utils import _ForwardRedirection
 
-from ...core.branches import GOLD, Branch, lay_out
+from ...core.branches import GOLD, Branch
 from ...core.data import Example
 from ...core.distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
 from ...core.errors import UsageError
 from ...core.joint_dataset import JointDataset
+from ...core.layout import lay_out
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
 from ...core.modeling import LMHead, backbone, positions_of, read_backbone
 from ...core.sharding import gathered, loaded_whole, shard_for_inference

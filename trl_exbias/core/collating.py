@@ -1,0 +1,150 @@
+"""From examples with branches to a batch: branches that share the encoding of their context, or rows of their own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .branches import CONTEXT_LENGTH, GOLD, OWN_COLUMNS, PROMPT, ROW, Branch, BranchedExample, concatenate
+
+
+@dataclass
+class BranchCollator:
+    """
+    Lays out examples with branches; rows without branches go to `base`, unchanged.
+
+    Args:
+        base (`Callable`):
+            The collator of plain rows.
+        kinds (`tuple[str, ...]`):
+            Names of the branch kinds; a target's kind is its index in it.
+        pad_token_id (`int`):
+            Padding token.
+        shared (`bool`, *optional*, defaults to `True`):
+            Whether branches share the encoding of their context. `False`: separate rows.
+        window (`int`, *optional*):
+            Attention window of the model. A batch with a shared row longer than it falls back to separate rows, whose
+            mask the model makes by itself.
+        pad_to_multiple_of (`int`, *optional*):
+            As in TRL's collator.
+
+    Returns a dictionary of tensors of shape `(rows, length)`: `input_ids`, `shift_labels` (the target of each
+    position), `branch_kinds` (index in `kinds`, -1 where there is no target), `branch_weights`, `num_tokens` (a
+    scalar), and either `position_ids` and `segment_ids` (0 context, 1.. branches, -1 padding) or `attention_mask`.
+    Where rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch.
+    """
+
+    base: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    kinds: tuple[str, ...]
+    pad_token_id: int
+    shared: bool = True
+    window: int | None = None
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        if "branches" not in features[0]:
+            own = (ROW, *OWN_COLUMNS)
+            batch = self.base([{k: v for k, v in row.items() if k not in own} for row in features])
+            return self._with_rows(batch, features)
+        examples = [
+            BranchedExample.from_row(
+                row["input_ids"],
+                row["labels"],
+                row[CONTEXT_LENGTH],
+                [Branch(**b) for b in row["branches"]],
+                row.get(PROMPT),
+            )
+            for row in features
+        ]
+        batch = self.collate(examples)
+        if "soft_labels" in features[0]:
+            # Labelled positions come in the same order in either layout: row by row, branch by branch.
+            batch["soft_labels"] = concatenate(row["soft_labels"] for row in features)
+        return self._with_rows(batch, features)
+
+    @staticmethod
+    def _with_rows(batch: dict[str, Any], features: list[dict[str, Any]]) -> dict[str, Any]:
+        if ROW in features[0]:
+            batch[ROW] = torch.tensor([row[ROW] for row in features])
+        return batch
+
+    def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
+        """The batch of some [`BranchedExample`]s."""
+        shared = self.shared and not (self.window is not None and _longest(examples) > self.window)
+        rows = [row for example in examples for row in (self._shared if shared else self._separate)(example)]
+        length = max(len(row["input_ids"]) for row in rows)
+        if self.pad_to_multiple_of is not None:
+            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        padding = self._padding() | ({"position_ids": 0, "segment_ids": -1} if shared else {"attention_mask": 0})
+        batch = {
+            name: torch.tensor([row[name] + [value] * (length - len(row[name])) for row in rows])
+            for name, value in padding.items()
+        }
+        batch["num_tokens"] = torch.tensor(sum(len(row["input_ids"]) for row in rows))
+        return batch
+
+    def _padding(self) -> dict[str, Any]:
+        """What is kept of each position, and its value in the padding."""
+        return {"input_ids": self.pad_token_id, "shift_labels": -100, "branch_kinds": -1, "branch_weights": 0.0}
+
+    def _shared(self, example: BranchedExample) -> list[dict[str, list]]:
+        context = example.context_ids
+        # Targets of x_1 … x_{P-1} are x_2 … x_P: what the context predicts of itself is gold.
+        row = _row(context, example.context_labels, self.kinds.index(GOLD), 1.0, len(context))
+        row["position_ids"] = list(range(len(row["input_ids"])))
+        row["segment_ids"] = [0] * len(row["input_ids"])
+        for segment, branch in enumerate(filter(example.is_trained, example.branches), start=1):
+            rest, rest_labels = example.rest_of_context(branch)
+            # Where nothing is shared, nothing predicts a branch's first token.
+            part = _row(
+                [*context[-1:], *rest, *branch.input_ids],
+                [*context[-1:], *rest_labels, *branch.labels],
+                self.kinds.index(branch.kind),
+                branch.weight,
+                len(context[-1:]) + len(rest),
+            )
+            start, length = max(0, len(context) - 1), len(part["input_ids"])
+            part["position_ids"] = list(range(start, start + length))
+            part["segment_ids"] = [segment] * length
+            for name, values in part.items():
+                row[name] += values
+        return [row]
+
+    def _separate(self, example: BranchedExample) -> list[dict[str, list]]:
+        context = example.context_ids
+        rows = []
+        for branch in example.branches:
+            if not branch.input_ids and branch.kind != GOLD:
+                continue
+            rest, rest_labels = example.rest_of_context(branch)
+            context_labels = example.context_labels if branch.kind == GOLD else [-100] * len(context)
+            row = _row(
+                [*context, *rest, *branch.input_ids],
+                [*context_labels, *rest_labels, *branch.labels],
+                self.kinds.index(branch.kind),
+                branch.weight,
+                len(context) + len(rest),
+            )
+            row["attention_mask"] = [1] * len(row["input_ids"])
+            rows.append(row)
+        return rows
+
+
+def _row(tokens: list[int], labels: list[int], kind: int, weight: float, context_length: int) -> dict[str, list]:
+    """Positions that read all tokens but the last, each with the next one's label as its target."""
+    targets = labels[1:]
+    return {
+        "input_ids": list(tokens[:-1]),
+        "shift_labels": list(targets),
+        "branch_kinds": [kind if target != -100 else -1 for target in targets],
+        "branch_weights": [weight] * len(targets),
+        "in_response": [place >= context_length for place in range(1, len(tokens))],
+    }
+
+
+def _longest(examples: list[BranchedExample]) -> int:
+    """Tokens of the longest shared row. (Of the row, not of a branch with its context: GPT-Neo windows by index.)"""
+    return max(
+        len(e.context_ids) + sum(len(b.input_ids) + len(e.rest_of_context(b)[0]) for b in e.branches) for e in examples
+    )
