@@ -13,7 +13,7 @@ from trl import SFTTrainer
 from ..core.branches import GOLD, ROW
 from ..core.collating import BranchCollator
 from ..core.layout import check_shared_context, lay_out
-from ..core.losses import LossTerm, count_labels, joint_loss, sum_by_kind
+from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_by_kind
 from ..core.modeling import attention_window, base_causal_lm
 from .finite import check_loss
 from .joint_sums import JointSums
@@ -83,14 +83,10 @@ class JointSFTTrainer(SFTTrainer):
                 f"Every branch is trained as a row of its own: {reason}. The loss is the same, at more tokens."
             )
 
-    def count_labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Labels of each kind in a micro-batch, what the loss terms are divided by: int64 of shape `(len(self.kinds),)`."""
-        return count_labels(batch["branch_kinds"], len(self.kinds))
-
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         if not batch_samples or "branch_kinds" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        counts = sum(self.count_labels(batch).to(device) for batch in batch_samples)
+        counts = sum(count_terms(batch, self.loss_terms(), self.kinds).to(device) for batch in batch_samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts
@@ -125,13 +121,14 @@ class JointSFTTrainer(SFTTrainer):
         if "branch_kinds" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert not return_outputs, "joint batches are for training only"
-        label_counts = self.count_labels(inputs)
+        label_counts = count_labels(inputs["branch_kinds"], len(self.kinds))
+        is_global = num_items_in_batch is not None
+        counts = num_items_in_batch if is_global else count_terms(inputs, self.loss_terms(), self.kinds)
         kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
         num_tokens = inputs.pop("num_tokens")
-        counts = label_counts if num_items_in_batch is None else num_items_in_batch
         loss, loss_sums, sums = self.score_branches(model, inputs, kinds, weights, counts)
         # As in SFTTrainer: the counts are of every rank, and DDP averages the gradients over the ranks.
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+        if self.args.average_tokens_across_devices and is_global:
             loss = loss * (self.accelerator.num_processes // self._tp_size)
         if self.aux_loss_enabled:
             aux_loss = sums.pop("aux_loss")
@@ -148,7 +145,7 @@ class JointSFTTrainer(SFTTrainer):
         Args:
             inputs (`dict`): `input_ids`, `shift_labels`, and what the layout needs; see [`BranchCollator`].
             kinds, weights (`torch.Tensor` of shape `(rows, length)`): Of each label.
-            counts (`torch.Tensor` of shape `(len(self.kinds),)`): Labels of each kind in the global batch.
+            counts (`torch.Tensor` of shape `(len(self.loss_terms()),)`): What each loss term is divided by, of the global batch.
 
         Returns:
             The loss, the summed losses of each kind, and by metric name scalar sums over all labels, or tensors of shape

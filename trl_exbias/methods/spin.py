@@ -18,8 +18,11 @@ from ..rollouts.counting import LABEL_LENGTH
 from .plans import SPINPlan
 
 
-#: The kind whose "labels" are pairs of a gold and an own response: one loss a pair.
-PAIR = "pair"
+class PairTerm(LossTerm):
+    """SPIN's own term: one loss for each pair of a gold and an own response, divided by the number of pairs."""
+
+    def count(self, batch: dict[str, torch.Tensor], kinds: tuple[str, ...]) -> torch.Tensor:
+        return batch["reference_ratios"].isfinite().sum()
 
 
 @dataclass
@@ -120,7 +123,7 @@ class SPINTrainer(IterativeSFTTrainer):
     config_class = SPINConfig
     phase_plan = SPINPlan()
     collator_class = PairCollator
-    branch_kinds = ("own", PAIR)
+    branch_kinds = ("own",)
     dataset_forms = ("prompt-completion", "messages")
 
     def build_branches(
@@ -150,12 +153,7 @@ class SPINTrainer(IterativeSFTTrainer):
         return [-sum(row) for row in nll]
 
     def loss_terms(self) -> list[LossTerm]:
-        return [LossTerm((GOLD,), self.args.sft_weight), LossTerm((PAIR,), self.args.rollout_weight)]
-
-    def count_labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        counts = super().count_labels(batch)
-        counts[self.kinds.index(PAIR)] = batch["reference_ratios"].isfinite().sum()
-        return counts
+        return [LossTerm((GOLD,), self.args.sft_weight), PairTerm((), self.args.rollout_weight)]
 
     def score_branches(self, model, inputs, kinds, weights, counts):
         inputs = dict(inputs)
@@ -170,14 +168,17 @@ class SPINTrainer(IterativeSFTTrainer):
         margins = self.args.spin_lambda * (ratios - torch.where(is_pair, reference, 0.0).to(ratios))
         loss_sums = sum_by_kind(nll * weights, kinds, len(self.kinds))
         pair_loss = (F.softplus(-margins) * is_pair).sum()
-        loss_sums = loss_sums + pair_loss * F.one_hot(torch.tensor(self.kinds.index(PAIR)), len(self.kinds)).to(nll)
+        terms = self.loss_terms()
+        pairs_term, of_pairs = terms[-1], counts[-1].clamp(min=1)
+        loss = joint_loss(loss_sums, counts, terms, self.kinds) + pairs_term.weight * pair_loss / of_pairs
         num_pairs = is_pair.sum()
         sums = {
             "entropy": outputs.entropy.sum(),
             "mean_token_accuracy": outputs.is_top1.sum(),
+            "loss/pair": torch.stack([pair_loss.detach(), num_pairs]),
             "spin/margin": torch.stack([(margins.detach() * is_pair).sum(), num_pairs]),
             "spin/accuracy": torch.stack([((margins > 0) & is_pair).sum(), num_pairs]),
         }
         if self.aux_loss_enabled:
             sums["aux_loss"] = outputs.aux_loss
-        return joint_loss(loss_sums, counts, self.loss_terms(), self.kinds), loss_sums, sums
+        return loss, loss_sums, sums
