@@ -34,11 +34,6 @@ def test_an_example_runs(script, expected, model, tmp_path):
     assert expected in done.stdout
 
 
-def test_the_own_method_example_is_thirty_lines():
-    lines = (EXAMPLES / "own_method.py").read_text().splitlines()
-    assert len([line for line in lines if line.strip()]) <= 30
-
-
 @pytest.mark.slow
 def test_the_story_domains_experiment_runs_and_goes_on_where_it_stopped(tmp_path):
     """All arms of one domain at a toy size: teacher, student, seven tables' rows; a second run trains nothing."""
