@@ -53,13 +53,13 @@ def make_trainer(
         processing_class=numbered_tokenizer(vocab_size),
         peft_config=get_peft_config(model_args),
     )
+    # All this `train()` does, not the trainer's construction. Without `prepare`, nothing computes in mixed precision.
     if checkpointing:
-        # `train()` does this, not the trainer's construction.
         trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     assert trainer.model.is_gradient_checkpointing == checkpointing
     trainer.create_optimizer()
+    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.current_gradient_accumulation_steps = 1
-    trainer.model.to(device())
     return trainer
 
 
@@ -110,7 +110,7 @@ def measure_steps(trainer: BASHTrainer, model_args: ModelConfig, matrix_rate: fl
         counts = trainer._get_num_items_in_batch([batch], device())
 
         def step(batch=batch, counts=counts) -> None:
-            trainer.training_step(trainer.model, dict(batch), counts)
+            trainer.training_step(trainer.model_wrapped, dict(batch), counts)
             trainer.model.zero_grad()
 
         step()
