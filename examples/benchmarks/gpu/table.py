@@ -17,7 +17,7 @@ from .parts import PARTS, ROOT
 BEGIN, END = "<!-- gpu figures: begin -->", "<!-- gpu figures: end -->"
 NOTHING = "Nothing has been measured on a GPU yet."
 _GIB = 2**30
-_KEY = re.compile(r"(?P<kind>steps|rollouts|global batch) (?P<prompt>\d+)/(?P<response>\d+)(?P<mode> with.*)?")
+_KEY = re.compile(r"(?P<kind>steps|rollouts|global batch) (?P<prompt>\d+)/(?P<response>\d+)(?: (?P<mode>with.*))?")
 Row = tuple[str, str, str]
 
 
@@ -48,15 +48,18 @@ def _seven_b(figures: dict[str, Any]) -> Iterator[Row]:
         found = _KEY.fullmatch(key)
         if found is None:
             continue
-        shape = f"prompt {found['prompt']} / response {found['response']}{found['mode'] or ''}"
+        shape = f"prompt {found['prompt']} / response {found['response']}"
+        mode = f"{shape}, {found['mode']}"
         if found["kind"] == "steps":
-            yield from _steps(shape, value)
+            yield from _steps(mode, value)
+            if "rollouts" in value:
+                yield from _memory(f"rollouts, {shape}", value["rollouts"])
         elif found["kind"] == "rollouts":
             yield from _rollouts(shape, value)
         else:
             seconds = f"{value['generation_seconds']:.0f} s : {value['training_seconds']:.0f} s"
             ratio = f"{value['generation_to_training']:.2f} ({seconds})"
-            yield f"generation : training for {value['rows']} rows, extrapolated, {shape}", ratio, "≤ 1 (paper: 4.9)"
+            yield f"generation : training for {value['rows']} rows, extrapolated, {mode}", ratio, "≤ 1 (paper: 4.9)"
 
 
 def _steps(shape: str, value: dict[str, Any]) -> Iterator[Row]:
@@ -68,8 +71,6 @@ def _steps(shape: str, value: dict[str, Any]) -> Iterator[Row]:
             shares += f"; {step['share_with_recomputation']:.0%} with recomputation"
         yield f"{title}, share of the matrix rate, {shape}", shares, goal
         yield from _memory(f"{title}, {shape}", step)
-    if "rollouts" in value:
-        yield from _memory(f"rollouts, {shape}", value["rollouts"])
 
 
 def _memory(title: str, value: dict[str, Any]) -> Iterator[Row]:
@@ -136,14 +137,18 @@ def fill(page: str, results: dict[str, dict[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
 
 
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The content of the JSON files of a folder, by part."""
+    paths = {part.name: folder / f"{part.name}.json" for part in PARTS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the JSON files")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page to fill")
     options = parser.parse_args()
-    paths = {part.name: options.folder / f"{part.name}.json" for part in PARTS}
-    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
-    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), read(options.folder)), encoding="utf-8")
 
 
 if __name__ == "__main__":
