@@ -21,6 +21,10 @@ _IDLE_SHARE = {"cpu": 0.0}
 _IDLE_SHARE_ELSEWHERE = 0.25
 
 
+def _idle_share(model: nn.Module) -> float:
+    return _IDLE_SHARE.get(model_device(model).type, _IDLE_SHARE_ELSEWHERE)
+
+
 class RaggedSession:
     """A batch behind one [`RaggedCache`]: every step runs a window of each row, wherever the row stands."""
 
@@ -146,10 +150,6 @@ class RereadSession:
     def _read(self, places: torch.Tensor) -> torch.Tensor:
         hidden = read_padded(self.model, self.rows, self.pad_token_id).last_hidden_state
         return hidden[torch.arange(len(self.rows)).unsqueeze(1), places.to(hidden.device)]
-
-
-def _idle_share(model: nn.Module) -> float:
-    return _IDLE_SHARE.get(model_device(model).type, _IDLE_SHARE_ELSEWHERE)
 
 
 def pad_right(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
