@@ -37,25 +37,26 @@ unpack() {
 }
 
 keep() {
-    # Figures and logs; not the models that a part trains on the way.
+    # Figures (*.json) and logs (*.log); not the models that a part trains on the way.
     if [ -n "${OUT:-}" ]; then find "$results" -maxdepth 1 -type f -exec cp {} "$OUT/" \;; fi
+}
+
+keep_going() {
+    # Whoever stops this does so without warning: what is finished goes out as it comes.
+    if [ -n "${OUT:-}" ]; then
+        while sleep 3; do keep; done &
+        trap "kill $! 2>/dev/null || true" EXIT
+    fi
 }
 
 tests() {
     local status=0
-    has_packages || return
     timeout "${TESTS_SECONDS:-180}" "$python" -m pytest tests/gpu -q -p no:cacheprovider "$@" 2>&1 | tee "$results/tests.log" || status=$?
     keep
     return "$status"
 }
 
 bench() {
-    has_packages || return
-    # Whoever stops this does so without warning: what is finished goes out as it comes.
-    if [ -n "${OUT:-}" ]; then
-        while sleep 3; do keep; done &
-        trap "kill $! 2>/dev/null || true" EXIT
-    fi
     local status=0
     "$python" -m examples.benchmarks.gpu --output "$results" "$@" || status=$?
     keep
@@ -63,9 +64,16 @@ bench() {
 }
 
 case "${1:-all}" in
-unpack | tests | bench) "$@" ;;
+unpack) unpack ;;
+tests | bench)
+    has_packages || exit
+    keep_going
+    "$@"
+    ;;
 all)
     unpack
+    has_packages || exit
+    keep_going
     failed=0
     tests || failed=$?
     bench

@@ -1,8 +1,9 @@
-"""What all GPU tests share: no TF32, a header that names the card, a time budget for each test, and a file of findings."""
+"""What all GPU tests share: an order, no TF32, a header that names the card, a time budget, and files of findings and of times."""
 
 import json
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from .device import ASKED, ON_CUDA, VARIABLE, gpu_name
 _HERE = Path(__file__).parent
 _SECONDS = 30 if ON_CUDA else 300
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "triton")
+#: What no CPU can stand in for first: kernels, then memory, then whole runs. What is not named here comes last.
+_ORDER = ("fused_head", "distillation", "shared_context", "memory_plan", "trainers", "noise", "engine", "engine_bf16")
 #: Findings that a test records rather than asserts, by its name.
 _findings: dict[str, object] = {}
 _findings_path: list[Path] = []
@@ -39,15 +42,38 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
-    for item in items:
-        if _HERE not in item.path.parents:
-            continue
+    places = [i for i, item in enumerate(items) if _HERE in item.path.parents]
+    ordered = sorted((items[i] for i in places), key=_rank)
+    for i, item in zip(places, ordered, strict=True):
+        items[i] = item
+    for item in ordered:
         if config.pluginmanager.hasplugin("timeout") and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_SECONDS))
         if not ON_CUDA and not ASKED:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU (or {VARIABLE}=cpu, for a dry run)"))
         elif ASKED == "cpu-quick" and item.get_closest_marker("quick_on_cpu") is None:
             item.add_marker(pytest.mark.skip(reason=f"takes a while on a CPU ({VARIABLE}=cpu runs it)"))
+
+
+def _rank(item) -> int:
+    name = item.path.stem.removeprefix("test_")
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+
+def pytest_runtest_logstart(nodeid):
+    _log(nodeid, "started")
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" or report.outcome != "passed":
+        _log(report.nodeid, f"{report.outcome} after {report.duration:.2f} s")
+
+
+def _log(nodeid: str, what: str) -> None:
+    """A line in `$OUT/gpu_tests_times.log`, at once: a run that is cut off tells where it was."""
+    if _HERE.name in Path(nodeid.partition("::")[0]).parts and os.environ.get("OUT"):
+        with open(Path(os.environ["OUT"]) / "gpu_tests_times.log", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {nodeid.rpartition('/')[2]} {what}\n")
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def rows():
-    return random_rows(on_gpu_or_cpu(11, 5))
+    return random_rows(on_gpu_or_cpu(6, 5))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -64,7 +64,7 @@ def test_label_equals_the_reference(model, rows):
 
 
 @pytest.mark.quick_on_cpu
-@pytest.mark.parametrize("budget", [1, 64, 10_000])
+@pytest.mark.parametrize("budget", [1, 64])
 def test_batch_size_and_order_change_nothing(model, rows, budget):
     masks = masks_for(rows[1], 0.3)
     whole, engine = TransformersEngine(model, 0), TransformersEngine(model, 0, max_batch_tokens=budget)
@@ -99,7 +99,7 @@ def assert_larger(policy, prompts, references, options, pad: int, record) -> Non
     labels = engine.label(prompts, references)
     for prompt, gold, row in zip(prompts, references, labels, strict=True):
         # A label is what greedy drawing of that position alone would give.
-        for j in range(0, len(row), 29):
+        for j in range(0, len(row), 61):
             drawn = [[False] * j + [True]]
             ties += assert_every_token_was_drawn(judge, [prompt], [gold[:j] + row[j : j + 1]], drawn, greedy)
     record(drawn=sum(map(sum, masks)) + sum(map(len, sampled)), ties=ties)
@@ -108,13 +108,13 @@ def assert_larger(policy, prompts, references, options, pad: int, record) -> Non
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
 def test_every_token_of_a_larger_policy_is_what_its_prefix_gives(family, record):
     """Windows, batches and a vocabulary of a real size."""
-    rows = random_rows(on_gpu_or_cpu(64, 8), seed=1, longest=on_gpu_or_cpu(200, 30))
+    rows = random_rows(on_gpu_or_cpu(32, 8), seed=1, longest=on_gpu_or_cpu(200, 30))
     options = SamplingOptions(seed=9, max_new_tokens=on_gpu_or_cpu(64, 12))
     assert_larger(mid_policy(family), *rows, options, 0, record)
 
 
 @pytest.mark.skipif(not HAS_SMOLLM2, reason="SmolLM2 is not at hand")
 def test_every_token_of_smollm2_is_what_its_prefix_gives(record):
-    rows = smollm2_rows(on_gpu_or_cpu(32, 3))
+    rows = smollm2_rows(on_gpu_or_cpu(16, 3))
     options = SamplingOptions(seed=2, max_new_tokens=on_gpu_or_cpu(24, 6), stop_token_ids=(2,))
     assert_larger(smollm2(torch.float32), *rows, options, 2, record)

@@ -16,15 +16,15 @@ from .ties import Judge, assert_equal_but_for_ties
 
 pytestmark = pytest.mark.quick_on_cpu
 
-OPTIONS = SamplingOptions(seed=9, max_new_tokens=on_gpu_or_cpu(96, 12))
+OPTIONS = SamplingOptions(seed=9, max_new_tokens=on_gpu_or_cpu(24, 12))
 GREEDY = SamplingOptions(temperature=0.0)
-BUDGET = on_gpu_or_cpu(65536, 1024)
+BUDGET = on_gpu_or_cpu(16384, 1024)
 
 
 @pytest.fixture(scope="module")
 def rows():
     """Enough for one full batch."""
-    prompts, references = random_rows(on_gpu_or_cpu(512, 32), seed=1, longest=on_gpu_or_cpu(64, 24))
+    prompts, references = random_rows(on_gpu_or_cpu(256, 32), seed=1, longest=on_gpu_or_cpu(64, 24))
     return prompts, [reference or [1] for reference in references]
 
 

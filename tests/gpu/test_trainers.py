@@ -26,6 +26,8 @@ METHODS = {
 }
 #: Checkpoints of the first run: inside the first phase, before its rollouts; and inside the second one.
 BEFORE, INSIDE = 2, 4
+#: Whose runs are resumed inside the second phase, too, where one reads stored rollouts and one stored labels: the loop is the same.
+RESUMED_INSIDE = ("BASH", "DaDDagger")
 
 
 @dataclass
@@ -102,9 +104,12 @@ def assert_close(found: dict[str, object]) -> None:
 def test_runs_of_one_seed_and_resumed_ones_are_the_same_run_but_for_rounding(tmp_path, method, record):
     first = run(tmp_path / "first", method)
     assert all(0 < loss < 20 for loss in first.losses)
-    found = {"again": in_common(run(tmp_path / "again", method), first)}
-    for name, step in (("resumed inside the phase", INSIDE), ("resumed before the rollouts", BEFORE)):
-        found[name] = in_common(run(tmp_path / "first", method, resume=step), first)
+    found = {}
+    if method == "BASH":
+        found["again"] = in_common(run(tmp_path / "again", method), first)
+    if method in RESUMED_INSIDE:
+        found["resumed inside the phase"] = in_common(run(tmp_path / "first", method, resume=INSIDE), first)
+    found["resumed before the rollouts"] = in_common(run(tmp_path / "first", method, resume=BEFORE), first)
     # Written down first: what differs is the finding.
     record(**found)
     for comparison in found.values():

@@ -131,11 +131,13 @@ def _run_group(runs, group, models, contexts, horizons, num_samples, seed, vocab
                 mine, choose_tokens(heads[0], states, options[k - 1], ids, [step] * len(mine)), strict=True
             ):
                 tokens[j] = token
+        is_same = keep == [*range(len(start))]
         start, lane = [start[place] for place in keep], [k for _, k in rows]
         positions = [len(contexts[group[r]]) + step for r in start]
         hidden = []
         for session in sessions:
-            session.keep(keep)
+            if not is_same:  # else the whole cache would be copied
+                session.keep(keep)
             hidden.append(session.step(torch.tensor(tokens).unsqueeze(1), positions)[:, 0])
 
 

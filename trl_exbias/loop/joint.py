@@ -4,6 +4,7 @@ Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Tra
 `_get_num_items_in_batch`, `SFTTrainer`'s `_metrics`, `_total_train_tokens`, `_tp_size`.
 """
 
+import contextlib
 import logging
 
 import torch
@@ -14,7 +15,7 @@ from ..core.branches import GOLD, ROW
 from ..core.collating import BranchCollator
 from ..core.layout import check_shared_context, lay_out
 from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_by_kind
-from ..core.modeling import attention_window, base_causal_lm
+from ..core.modeling import attention_window, base_causal_lm, without_attention_plans
 from .finite import check_loss
 from .joint_sums import JointSums
 
@@ -112,7 +113,10 @@ class JointSFTTrainer(SFTTrainer):
         return super()._prepare_input(data)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        # Around the backward too: what gradient checkpointing computes again must come from the same kernels. Batches of plain
+        # SFT are trained on as `SFTTrainer` would.
+        with without_attention_plans() if "branch_kinds" in inputs else contextlib.nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         check_loss(loss, inputs.get(ROW), self.state.global_step)
         return loss
 

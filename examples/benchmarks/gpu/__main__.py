@@ -1,8 +1,8 @@
 """
 What a GPU does with this package: `make bench-gpu`, or `python -m examples.benchmarks.gpu`.
 
-Every part is a process of its own with a time limit of its own and writes DIR/<part>.json as it goes: a run cut off anywhere
-keeps what it has, and the same command continues. `python -m examples.benchmarks.gpu.table DIR` puts the figures into
+Every part is a process of its own with a time limit of its own and writes DIR/<part>.json as it goes, and what it prints into
+DIR/<part>.log: a run cut off anywhere keeps what it has, and the same command continues. `python -m examples.benchmarks.gpu.table DIR` puts the figures into
 docs/benchmarks.md.
 """
 
@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 from .parts import PARTS, ROOT, Part
 from .results import FINISHED
@@ -29,7 +31,8 @@ def run(parts: list[Part], output: Path, limit: float, dry_run: bool, fresh: boo
     for part in parts:
         path = output / f"{part.name}.json"
         if fresh:
-            path.unlink(missing_ok=True)
+            for old in (path, path.with_suffix(".log")):
+                old.unlink(missing_ok=True)
         if not dry_run and (missing := part.missing()) is not None:
             _say(part, f"left out: {missing}")
             continue
@@ -52,8 +55,11 @@ def run(parts: list[Part], output: Path, limit: float, dry_run: bool, fresh: boo
 
 def run_part(part: Part, path: Path, seconds: float, dry_run: bool) -> int | None:
     """The exit status of a part; `None` where it was stopped at its limit."""
-    command = [sys.executable, "-m", part.module, str(path), *(["--dry_run"] if dry_run else [])]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    command = [sys.executable, "-u", "-m", part.module, str(path), *(["--dry_run"] if dry_run else [])]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipe)
+    copying = threading.Thread(target=_tee, args=(process.stdout, path.with_suffix(".log")), daemon=True)
+    copying.start()
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -63,6 +69,17 @@ def run_part(part: Part, path: Path, seconds: float, dry_run: bool) -> int | Non
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        copying.join(timeout=5)
+
+
+def _tee(output: TextIO, log: Path) -> None:
+    """Copies lines to the terminal and behind what the log holds, each at once."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        for line in output:
+            file.write(line)
+            file.flush()
+            print(line, end="", flush=True)
 
 
 def _is_finished(path: Path) -> bool:

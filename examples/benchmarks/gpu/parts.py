@@ -56,6 +56,6 @@ def _missing_file(name: str) -> str | None:
 
 PARTS = (
     Part("seven_b", "a 7B model with LoRA, random weights: steps, rollouts, memory", 200),
-    Part("gsm8k", "SmolLM2 on all of GSM8K: methods at equal tokens", 230, _missing_gsm8k),
+    Part("gsm8k", "SmolLM2 on GSM8K: methods at equal tokens", 230, _missing_gsm8k),
     Part("stories", "DaD-DAgger on the story domains at the paper's size", 110, _missing_stories),
 )

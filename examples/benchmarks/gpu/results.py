@@ -6,9 +6,11 @@ import json
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -18,7 +20,7 @@ _PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "
 
 class Results:
     """
-    The JSON of a part.
+    The JSON of a part: figures, and for each when it was there, in seconds since the process began, and how long it took.
 
     Args:
         path (`Path`): The file; what it holds from an earlier run with the same settings is kept.
@@ -31,7 +33,9 @@ class Results:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if found.get("settings") != settings:
             found = {"settings": settings, "figures": {}}
-        self.content = {**found, "machine": machine()}
+        self.content = {"seconds": {}, **found, "machine": machine()}
+        self._took: dict[str, float] = {}
+        self._began = self._last = psutil.Process().create_time()
         self._write()
 
     def __contains__(self, key: str) -> bool:
@@ -41,8 +45,12 @@ class Results:
         return self.content["figures"][key]
 
     def put(self, key: str, value: Any) -> None:
-        """Keeps a figure, or several under one name."""
+        """Keeps a figure, or several under one name; also again, when there is more of it."""
         self.content["figures"][key] = value
+        now = time.time()
+        took = now - self._last + self._took.get(key, 0.0)
+        self._took[key], self._last = took, now
+        self.content["seconds"][key] = {"since_start": round(now - self._began, 1), "took": round(took, 1)}
         self._write()
 
     def finish(self) -> None:

@@ -1,5 +1,6 @@
 """`sample`, `label` and `mix` of a policy: tokens a second, and sweeps against decoding the same rows in one batch."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,14 +13,18 @@ from trl_exbias.rollouts.noise import uniform
 from .common import seconds_of
 
 
-def measure_rollouts(
-    model: torch.nn.Module, vocab_size: int, prompt: int, response: int, rows: int, beta: float = 0.2
-) -> dict[str, Any]:
-    """
-    Tokens a second of each verb on random prompts; `mix` three times, by how good a guess gold is:
+#: Whether there is no more to come of a shape's figures.
+COMPLETE = "complete"
 
-    `own`: gold was drawn from the policy itself, as good a guess as a well-trained model's data are; `greedy`: nothing
-    changes at all, the best case; `random`: gold has nothing to do with the policy, the worst.
+
+def measure_rollouts(
+    model: torch.nn.Module, vocab_size: int, prompt: int, response: int, rows: int, thorough: bool, beta: float = 0.2
+) -> Iterator[dict[str, Any]]:
+    """
+    Tokens a second of each verb on random prompts; yields what there is after each.
+
+    `mix_own`: gold was drawn from the policy itself, as good a guess as a well-trained model's data are. With `thorough`,
+    decoding the same rows token by token, too, and `mix_random`: gold has nothing to do with the policy, the worst case.
     """
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, vocab_size, (rows, prompt), generator=generator).tolist()
@@ -34,19 +39,19 @@ def measure_rollouts(
     seconds = seconds_of(sample, warm_ups=0)
     figures: dict[str, Any] = {"rows": rows, "prompt": prompt, "response": response}
     figures["sample"] = {"seconds": seconds, "tokens_per_second": rows * response / seconds}
+    yield figures
     seconds = seconds_of(lambda: engine.label(prompts, drawn["own"]))
     figures["label"] = {"seconds": seconds, "tokens_per_second": rows * (prompt + response) / seconds}
-    drawn["random"] = torch.randint(3, vocab_size, (rows, response), generator=generator).tolist()
     masks = [(uniform(0, [row], response)[0] < beta).tolist() for row in range(rows)]
-    for kind in ("own", "random"):
-        figures[f"mix_{kind}"] = _mix(engine, prompts, drawn[kind], masks, options)
-    drawn["greedy"] = engine.sample(prompts, SamplingOptions(temperature=0, max_new_tokens=response))
-    greedy = SamplingOptions(temperature=0, max_new_tokens=response)
-    figures["mix_greedy"] = _mix(engine, prompts, drawn["greedy"], masks, greedy, decodes=False)
-    return figures
+    figures["mix_own"] = _mix(engine, prompts, drawn["own"], masks, options, decodes=thorough)
+    yield figures
+    if thorough:
+        drawn["random"] = torch.randint(3, vocab_size, (rows, response), generator=generator).tolist()
+        figures["mix_random"] = _mix(engine, prompts, drawn["random"], masks, options, decodes=False)
+    yield {**figures, COMPLETE: True}
 
 
-def _mix(engine, prompts, gold, masks, options, decodes: bool = True) -> dict[str, Any]:
+def _mix(engine, prompts, gold, masks, options, decodes: bool) -> dict[str, Any]:
     """Sweeps, and, where asked for, the same rows token by token, all in one batch."""
     found: dict[str, list[list[int]]] = {}
 

@@ -10,21 +10,25 @@ from .common import arguments, device, matrix_rate
 from .planned import model_config
 from .random_policy import random_policy
 from .results import Results
-from .rollout_speed import measure_rollouts
-from .training_steps import make_trainer, measure_steps
+from .rollout_speed import COMPLETE, measure_rollouts
+from .training_steps import make_trainer, measure_steps, take_model
 
 
 #: Cen 2024, Table 9: seconds of BASH for a global batch of 512, 7B, 8 A6000.
 PAPER = {"batch": 512, "generation_seconds": 370, "training_seconds": 75}
+MODES = {"with checkpointing": True, "without checkpointing": False}
+#: On an H200, by what its first run took: start and policy 25 s, steps of a shape 30 s, rollouts 45 s of either shape.
 FULL = {
     "config": {},  # Mistral-7B's own sizes
     "matrix": 8192,
     "lora_rank": 64,
-    "training_rows": 8,
+    # Without checkpointing, 78 to 86 GB are planned for a joint step of 8 rows: too much for an H100.
+    "training_rows": {"with checkpointing": 8, "without checkpointing": 4},
     "rollout_rows": 64,
     "rollout_batch_tokens": 16384,
+    # The first shape also against decoding, and with gold that is no guess at all.
     "shapes": [[512, 256], [128, 512]],
-    "repeats": 5,
+    "repeats": 3,
 }
 DRY = {
     "config": {
@@ -37,7 +41,7 @@ DRY = {
     },
     "matrix": 128,
     "lora_rank": 4,
-    "training_rows": 2,
+    "training_rows": {"with checkpointing": 2, "without checkpointing": 2},
     "rollout_rows": 3,
     "rollout_batch_tokens": 64,
     "shapes": [[6, 8], [3, 10]],
@@ -56,26 +60,31 @@ def run(results: Results, sizes: dict) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model_args = model_config(folder, sizes["lora_rank"], str(dtype).removeprefix("torch."))
         for prompt, response in sizes["shapes"]:
-            key = f"steps {prompt}/{response}"
-            if key in results:
-                continue
-            batch = sizes["training_rows"], sizes["rollout_batch_tokens"]
-            trainer = make_trainer(f"{folder}/run", policy, model_args, prompt, response, *batch)
-            results.put(key, measure_steps(trainer, model_args, results["matrix_rate"], sizes["repeats"]))
-            policy = trainer.model.unload()  # the adapter goes, the weights stay
-            del trainer
-            gc.collect()
-    for prompt, response in sizes["shapes"]:
-        key = f"rollouts {prompt}/{response}"
-        if key not in results:
-            results.put(key, measure_rollouts(policy, config.vocab_size, prompt, response, sizes["rollout_rows"]))
-        results.put(f"global batch {prompt}/{response}", global_batch(results, f"{prompt}/{response}"))
+            shape = f"{prompt}/{response}"
+            for mode, checkpointing in MODES.items():
+                key = f"steps {shape} {mode}"
+                if key in results:
+                    continue
+                batch = sizes["training_rows"][mode], sizes["rollout_batch_tokens"], checkpointing
+                trainer = make_trainer(f"{folder}/run", policy, model_args, prompt, response, *batch)
+                results.put(key, measure_steps(trainer, model_args, results["matrix_rate"], sizes["repeats"]))
+                policy = take_model(trainer)
+                del trainer
+                gc.collect()
+            key = f"rollouts {shape}"
+            if key not in results or not results[key].get(COMPLETE):
+                batch = config.vocab_size, prompt, response, sizes["rollout_rows"]
+                thorough = [prompt, response] == sizes["shapes"][0]
+                for figures in measure_rollouts(policy, *batch, thorough):
+                    results.put(key, figures)
+            for mode in MODES:
+                results.put(f"global batch {shape} {mode}", global_batch(results, shape, mode))
     results.finish()
 
 
-def global_batch(results: Results, shape: str) -> dict[str, float]:
+def global_batch(results: Results, shape: str, mode: str) -> dict[str, float]:
     """Generation and training of the paper's global batch, from the rates measured on fewer rows."""
-    rollouts, joint = results[f"rollouts {shape}"], results[f"steps {shape}"]["joint"]
+    rollouts, joint = results[f"rollouts {shape}"], results[f"steps {shape} {mode}"]["joint"]
     generation = PAPER["batch"] / rollouts["rows"] * rollouts["mix_own"]["seconds"]
     training = PAPER["batch"] / joint["rows"] * joint["seconds"]
     return {

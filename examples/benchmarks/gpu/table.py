@@ -6,6 +6,7 @@ The section between the two markers is made anew from the JSON files that are th
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .parts import PARTS, ROOT
 BEGIN, END = "<!-- gpu figures: begin -->", "<!-- gpu figures: end -->"
 NOTHING = "Nothing has been measured on a GPU yet."
 _GIB = 2**30
+_KEY = re.compile(r"(?P<kind>steps|rollouts|global batch) (?P<prompt>\d+)/(?P<response>\d+)(?: (?P<mode>with.*))?")
 Row = tuple[str, str, str]
 
 
@@ -34,6 +36,7 @@ def _block(about: str, content: dict[str, Any], rows_of: Any) -> str | None:
     head = f"**{about[0].upper()}{about[1:]}.** {machine['card']}, {machine['date']}, {versions}."
     if not content.get("finished"):
         head += " Cut off by its time limit: what is missing here was not measured."
+    head = "\n\n".join([head, *content.get("notes", [])])
     lines = [head, "", "| figure | value | goal |", "|---|--:|--:|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines)
 
@@ -42,26 +45,32 @@ def _seven_b(figures: dict[str, Any]) -> Iterator[Row]:
     if "matrix_rate" in figures:
         yield "bfloat16 matrix product, 8192 × 8192 × 8192", f"{figures['matrix_rate'] / 1e12:.0f} TFLOP/s", ""
     for key, value in figures.items():
-        kind, _, shape = key.rpartition(" ")
-        shape = f"prompt {shape.replace('/', ' / response ')}"
-        if kind == "steps":
-            yield from _steps(shape, value)
-        elif kind == "rollouts":
+        found = _KEY.fullmatch(key)
+        if found is None:
+            continue
+        shape = f"prompt {found['prompt']} / response {found['response']}"
+        mode = f"{shape}, {found['mode']}"
+        if found["kind"] == "steps":
+            yield from _steps(mode, value)
+            if "rollouts" in value:
+                yield from _memory(f"rollouts, {shape}", value["rollouts"])
+        elif found["kind"] == "rollouts":
             yield from _rollouts(shape, value)
-        elif kind == "global batch":
+        else:
             seconds = f"{value['generation_seconds']:.0f} s : {value['training_seconds']:.0f} s"
             ratio = f"{value['generation_to_training']:.2f} ({seconds})"
-            yield f"generation : training for {value['rows']} rows, extrapolated, {shape}", ratio, "≤ 1 (paper: 4.9)"
+            yield f"generation : training for {value['rows']} rows, extrapolated, {mode}", ratio, "≤ 1 (paper: 4.9)"
 
 
 def _steps(shape: str, value: dict[str, Any]) -> Iterator[Row]:
     for name, title, goal in (("sft", "SFT step", ""), ("joint", "BASH joint step", "≥ 35 %")):
         step = value[name]
-        yield f"{title}, {shape}", f"{step['tokens_per_second']:,.0f} tokens/s", ""
-        shares = f"{step['share']:.0%}; {step['share_with_recomputation']:.0%} with recomputation"
+        yield f"{title}, {step['rows']} rows, {shape}", f"{step['tokens_per_second']:,.0f} tokens/s", ""
+        shares = f"{step['share']:.0%}"
+        if "share_with_recomputation" in step:
+            shares += f"; {step['share_with_recomputation']:.0%} with recomputation"
         yield f"{title}, share of the matrix rate, {shape}", shares, goal
         yield from _memory(f"{title}, {shape}", step)
-    yield from _memory(f"rollouts, {shape}", value["rollouts"])
 
 
 def _memory(title: str, value: dict[str, Any]) -> Iterator[Row]:
@@ -73,17 +82,19 @@ def _memory(title: str, value: dict[str, Any]) -> Iterator[Row]:
 
 def _rollouts(shape: str, value: dict[str, Any]) -> Iterator[Row]:
     rows = f"{value['rows']} rows, {shape}"
+    # A part that was cut off has the first of them.
     for verb in ("sample", "label"):
-        yield f"`{verb}`, {rows}", f"{value[verb]['tokens_per_second']:,.0f} tokens/s", ""
+        if verb in value:
+            yield f"`{verb}`, {rows}", f"{value[verb]['tokens_per_second']:,.0f} tokens/s", ""
     for kind, what in (("own", "gold drawn from the policy"), ("random", "random gold: the worst case")):
-        mixed = value[f"mix_{kind}"]
-        text = f"{mixed['times_as_fast']:.1f} × ({mixed['decoding_seconds']:.1f} ÷ {mixed['seconds']:.1f} s)"
-        goal = "≥ 4 ×" if kind == "own" else ""
-        yield (
-            f"`mix` by sweeps against decoding in one batch, {what}, {mixed['changed_rate']:.0%} changed, {rows}",
-            text,
-            goal,
-        )
+        mixed = value.get(f"mix_{kind}")
+        if mixed is None:
+            continue
+        what = f"{what}, {mixed['changed_rate']:.0%} of the drawn tokens differ from gold, {rows}"
+        yield f"`mix` by sweeps, {what}", f"{mixed['tokens_per_second']:,.0f} tokens/s", ""
+        if "times_as_fast" in mixed:
+            text = f"{mixed['times_as_fast']:.1f} × ({mixed['decoding_seconds']:.1f} ÷ {mixed['seconds']:.1f} s)"
+            yield f"the same, against decoding in one batch, {rows}", text, "≥ 4 ×" if kind == "own" else ""
 
 
 def _gsm8k(figures: dict[str, Any]) -> Iterator[Row]:
@@ -126,14 +137,18 @@ def fill(page: str, results: dict[str, dict[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
 
 
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The content of the JSON files of a folder, by part."""
+    paths = {part.name: folder / f"{part.name}.json" for part in PARTS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the JSON files")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page to fill")
     options = parser.parse_args()
-    paths = {part.name: options.folder / f"{part.name}.json" for part in PARTS}
-    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
-    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), read(options.folder)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,12 @@ def make_trainer(
     response: int,
     rows: int,
     rollout_batch_tokens: int,
+    checkpointing: bool,
 ) -> BASHTrainer:
-    """A BASH trainer set up as `recipes/bash/mistral-7b-lora_gsm8k.yaml` is, on random tokens of these lengths."""
+    """
+    A BASH trainer set up as `recipes/bash/mistral-7b-lora_gsm8k.yaml` is, on random tokens of these lengths, with or without
+    gradient checkpointing, and as it stands when `train()` takes its first step.
+    """
     vocab_size = model.config.vocab_size
     data = [
         {"input_ids": row, "labels": [-100] * prompt + row[prompt:]}
@@ -36,7 +40,7 @@ def make_trainer(
     ]
     options = {
         "per_device_train_batch_size": rows,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": checkpointing,
         "max_length": None,
         "learning_rate": 5e-5,
         "rollout_batch_tokens": rollout_batch_tokens,
@@ -49,10 +53,23 @@ def make_trainer(
         processing_class=numbered_tokenizer(vocab_size),
         peft_config=get_peft_config(model_args),
     )
+    # All this `train()` does, not the trainer's construction. Without `prepare`, nothing computes in mixed precision.
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    assert trainer.model.is_gradient_checkpointing == checkpointing
     trainer.create_optimizer()
+    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.current_gradient_accumulation_steps = 1
-    trainer.model.to(device())
     return trainer
+
+
+def take_model(trainer: BASHTrainer) -> PreTrainedModel:
+    """The model as it was before its trainer was made: the adapter goes, the weights stay."""
+    model = trainer.model.unload()
+    model.gradient_checkpointing_disable()
+    if trainer.args.gradient_checkpointing:
+        model.disable_input_require_grads()
+    return model
 
 
 def examples_of(trainer: BASHTrainer, beta: float = 0.2) -> list[BranchedExample]:
@@ -73,11 +90,12 @@ def examples_of(trainer: BASHTrainer, beta: float = 0.2) -> list[BranchedExample
 
 def measure_steps(trainer: BASHTrainer, model_args: ModelConfig, matrix_rate: float, repeats: int) -> dict[str, Any]:
     """
-    Both steps, forward and backward of one micro-batch.
+    Both steps, forward and backward of one micro-batch, and with gradient checkpointing also rollouts, which are alike in both.
 
     `share` counts the operations that a step needs, 4 a weight and token where only adapters are trained and 6 where all are;
     `share_with_recomputation` also the forward that gradient checkpointing does twice.
     """
+    checkpointing = trainer.args.gradient_checkpointing
     examples = examples_of(trainer)
     columns = ("input_ids", "labels", "context_length", "exbias_row")
     plain = [{name: row[name] for name in columns if name in row} for row in trainer.train_dataset]
@@ -92,12 +110,14 @@ def measure_steps(trainer: BASHTrainer, model_args: ModelConfig, matrix_rate: fl
         counts = trainer._get_num_items_in_batch([batch], device())
 
         def step(batch=batch, counts=counts) -> None:
-            trainer.training_step(trainer.model, dict(batch), counts)
+            trainer.training_step(trainer.model_wrapped, dict(batch), counts)
             trainer.model.zero_grad()
 
         step()
         trainer.optimizer.step()  # its states stand from here on
-        seconds = seconds_of(step, repeats)
+        timed: list[float] = []
+        peak = peak_bytes(lambda step=step, timed=timed: timed.append(seconds_of(step, repeats)))
+        seconds = timed[0]
         operations = weights * tokens[name]
         figures[name] = {
             "rows": len(plain),
@@ -105,9 +125,11 @@ def measure_steps(trainer: BASHTrainer, model_args: ModelConfig, matrix_rate: fl
             "seconds": seconds,
             "tokens_per_second": tokens[name] / seconds,
             "share": (6 if trains_all else 4) * operations / seconds / matrix_rate,
-            "share_with_recomputation": (8 if trains_all else 6) * operations / seconds / matrix_rate,
-            "peak_bytes": peak_bytes(step),
+            "peak_bytes": peak,
         }
+        if checkpointing:
+            share = (8 if trains_all else 6) * operations / seconds / matrix_rate
+            figures[name]["share_with_recomputation"] = share
     gold = [BranchedExample(e.context_ids, e.context_labels, e.branches[:1]) for e in examples]
     assert gold[0].branches[0].kind == GOLD
     planned = planned_peaks(
@@ -115,10 +137,11 @@ def measure_steps(trainer: BASHTrainer, model_args: ModelConfig, matrix_rate: fl
     )
     for name, phase in (("sft", "SFT"), ("joint", "iteration 1")):
         figures[name]["planned"] = planned[phase]
-    figures["rollouts"] = {
-        "peak_bytes": peak_bytes(lambda: roll_out(trainer, examples)),
-        "planned": planned["rollouts 1"],
-    }
+    if checkpointing:
+        figures["rollouts"] = {
+            "peak_bytes": peak_bytes(lambda: roll_out(trainer, examples)),
+            "planned": planned["rollouts 1"],
+        }
     return figures
 
 

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from trl_exbias.rollouts import RolloutEngine, SamplingOptions, TransformersEngine
 from trl_exbias.rollouts.local import engine as engine_module
+from trl_exbias.rollouts.local import sessions
 
 from ...reference import rollouts as reference
 from ...rows import masks_for, random_rows
@@ -55,6 +56,25 @@ def test_label_equals_the_reference(architecture, rows):
     model = tiny_model(architecture)
     found = TransformersEngine(model, 0).label(*rows)
     assert found == [reference.label(model, *row) for row in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "bloom"], ids=["ragged", "own cache"])
+def test_rows_that_have_ended_may_stand_idle_for_a_while(architecture, rows, monkeypatch):
+    """As on a GPU, where dropping each row at once would copy the cache of all others at nearly every step."""
+    model, drops = tiny_model(architecture), []
+    engine = TransformersEngine(model, 0)
+    for kind in (sessions.RaggedSession, sessions.DenseSession):
+        keep = kind.keep
+        monkeypatch.setattr(kind, "keep", lambda self, kept, keep=keep: drops.append(len(kept)) or keep(self, kept))
+    prompts = [prompt[:1] for prompt in rows[0]]
+    engine.sample(prompts[:2], OPTIONS)  # what the model can do is tried out once, with drops of its own
+    found = {}
+    for share in (0.0, 0.25):
+        monkeypatch.setattr(sessions, "_IDLE_SHARE", {"cpu": share})
+        drops.clear()
+        found[share] = engine.sample(prompts, OPTIONS), [*drops]
+    assert found[0.25][0] == found[0.0][0]
+    assert 0 < len(found[0.25][1]) < len(found[0.0][1])
 
 
 def test_mix_conditions_on_the_mixed_prefix_not_on_gold(rows):

@@ -77,11 +77,11 @@ class RaggedCache(Cache):
         self.cursor.slots = torch.arange(width, device=rows.device).unsqueeze(0)
         self.cursor.visible, self.cursor.from_start = width, True
 
-    def write(self, slots: torch.Tensor) -> None:
-        """The next forward runs all rows and writes their tokens to `slots` `(B, W)`."""
+    def write(self, slots: torch.Tensor, visible: int) -> None:
+        """The next forward runs all rows and writes their tokens to `slots` `(B, W)`, all of which are below `visible`."""
         self.cursor.rows = torch.arange(slots.size(0), device=slots.device).unsqueeze(1)
         self.cursor.slots = slots
-        self.cursor.visible, self.cursor.from_start = int(slots.max()) + 1, False
+        self.cursor.visible, self.cursor.from_start = visible, False
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         # Asked for only by a forward without a mask, which is one that starts at slot 0.

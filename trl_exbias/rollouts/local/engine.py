@@ -146,28 +146,36 @@ class TransformersEngine:
     def _decode_together(self, rows, prompts, script, options, ids, out, session) -> None:
         responses: dict[int, list[int]] = {row: [] for row in rows}
         last = session.prefill([prompts[row] for row in rows])
+        in_cache, places = rows, [*range(len(rows))]
         while True:
-            chosen = self._next_tokens(rows, last, responses, script, options, ids)
-            for row, token in zip(rows, chosen, strict=True):
+            chosen = self._next_tokens(rows, last, places, responses, script, options, ids)
+            going = []
+            for row, place, token in zip(rows, places, chosen, strict=True):
                 responses[row].append(token)
-            going = [i for i, row in enumerate(rows) if not script.ended(row, responses[row])]
-            if len(going) < len(rows):
-                for i in set(range(len(rows))).difference(going):
+                if script.ended(row, responses[row]):
                     # Assigned whole, once: a batch that runs out of memory is run again from the start.
-                    out[rows[i]] = script.complete(rows[i], responses[rows[i]])
-                    self._report(rows[i], len(responses[rows[i]]))
-                if not going:
-                    return
-                rows, chosen = [rows[i] for i in going], [chosen[i] for i in going]
-                session.keep(going)
-            starts = [len(prompts[row]) + len(responses[row]) - 1 for row in rows]
-            last = session.step(torch.tensor(chosen).unsqueeze(1), starts)[:, 0]
+                    out[row] = script.complete(row, responses[row])
+                    self._report(row, len(responses[row]))
+                else:
+                    going.append((row, place))
+            if not going:
+                return
+            rows, places = map(list, zip(*going, strict=True))
+            if len(rows) < len(in_cache) and len(rows) <= (1 - session.idle_share) * len(in_cache):
+                session.keep(places)
+                in_cache, places = rows, [*range(len(rows))]
+            # A row that has ended and is not dropped yet reads its last token again.
+            tokens = torch.tensor([responses[row][-1:] for row in in_cache])
+            starts = [len(prompts[row]) + len(responses[row]) - 1 for row in in_cache]
+            last = session.step(tokens, starts)[:, 0]
 
-    def _next_tokens(self, rows, last, responses, script, options, ids) -> list[int]:
+    def _next_tokens(self, rows, last, places, responses, script, options, ids) -> list[int]:
+        """A token for each row; its hidden state stands in `last` at its place."""
         tokens = [script.forced(row, len(responses[row])) for row in rows]
         free = [i for i, token in enumerate(tokens) if token is None]
         keys = [ids[rows[i]] for i in free], [len(responses[rows[i]]) for i in free]
-        for i, token in zip(free, choose_tokens(self.head, last[free], options, *keys), strict=True):
+        hidden = last[[places[i] for i in free]]
+        for i, token in zip(free, choose_tokens(self.head, hidden, options, *keys), strict=True):
             tokens[i] = token
         return tokens
 

@@ -15,6 +15,14 @@ from .cache import RaggedCache
 # Prompts are read in groups of similar length, at least so many tokens at once: enough to keep the device busy.
 _PREFILL_TOKENS = {"cpu": 1024}
 _PREFILL_TOKENS_ELSEWHERE = 16384
+# Dropping a row copies the cache of all others. Where a step costs nearly the same for a few rows more, this share of them may
+# stand idle before they are dropped; a CPU's time goes into rows.
+_IDLE_SHARE = {"cpu": 0.0}
+_IDLE_SHARE_ELSEWHERE = 0.25
+
+
+def _idle_share(model: nn.Module) -> float:
+    return _IDLE_SHARE.get(model_device(model).type, _IDLE_SHARE_ELSEWHERE)
 
 
 class RaggedSession:
@@ -26,6 +34,7 @@ class RaggedSession:
         self.pad_token_id = pad_token_id
         self.config = config
         self.length = length
+        self.idle_share = _idle_share(model)
         # One slot more than there are tokens: what pads a window is written there, where no token looks.
         self.cache = RaggedCache(config.get_text_config().num_hidden_layers, rows, length + 1)
 
@@ -54,7 +63,8 @@ class RaggedSession:
         device = model_device(self.model)
         positions = torch.tensor(starts).unsqueeze(1) + torch.arange(tokens.size(1))
         slots = positions.clamp(max=self.length).to(device)
-        self.cache.write(slots)
+        # From the host's numbers: a device would have to be waited for.
+        self.cache.write(slots, min(max(starts) + tokens.size(1) - 1, self.length) + 1)
         allowed = torch.arange(self.cache.cursor.visible, device=device) <= slots.unsqueeze(-1)
         output = read(
             self.model,
@@ -79,6 +89,7 @@ class DenseSession:
 
     def __init__(self, model: nn.Module):
         self.model = model
+        self.idle_share = _idle_share(model)
         self.caches: dict[str, Any] = {}
 
     def prefill(self, sequences: list[list[int]]) -> torch.Tensor:
@@ -112,6 +123,8 @@ def _select(cache: Any, rows: torch.Tensor) -> Any:
 
 class RereadSession:
     """A batch whose rows are read from their start at every step: right for any causal model, at many more tokens."""
+
+    idle_share = 0.0
 
     def __init__(self, model: nn.Module, pad_token_id: int, length: int):
         self.model = model
