@@ -1,6 +1,7 @@
 """The layout of the package: every import points down the list of folders, and none goes round in a circle."""
 
 import ast
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,43 @@ def test_no_module_imports_itself_by_way_of_others():
 
     for name in sorted(GRAPH):
         visit(name)
+
+
+def functions():
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield path.relative_to(PACKAGE), node
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    """Beside its docstring."""
+    for path, node in functions():
+        docstring = ast.get_docstring(node, clean=False) or ""
+        length = node.end_lineno - node.lineno + 1 - len(docstring.splitlines())
+        assert length <= 60, f"{path}: {node.name} has {length} lines"
+
+
+def test_files_are_short():
+    lengths = {
+        path.relative_to(PACKAGE): len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()
+    }
+    assert statistics.median(length for length in lengths.values() if length) <= 120
+    assert not {path for path, length in lengths.items() if length > 350}
+
+
+def test_helpers_read_few_names_of_a_trainer():
+    """A function that is handed a trainer reads at most six names of it; `hub`'s cards, which print it, are exempt."""
+    for path, node in functions():
+        parameters = {argument.arg for argument in node.args.args}
+        if "trainer" not in parameters or path.parts[0] == "hub":
+            continue
+        names = {
+            part.attr
+            for part in ast.walk(node)
+            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "trainer"
+        }
+        assert len(names) <= 6, f"{path}: {node.name} reads {sorted(names)}"
 
 
 def test_the_registry_and_the_plans_need_no_torch():

@@ -163,7 +163,26 @@ class IterativeSFTConfig(SFTConfig):
 
     def problems(self) -> list[str]:
         """Every invalid value and combination, as one line each: what was given, what is allowed, what to do."""
-        found = [
+        found = self._range_problems()
+        epochs = self.epochs_per_iteration
+        if epochs is not None and (len(epochs) != self.num_iterations or not all(_number(e) > 0 for e in epochs)):
+            found.append(
+                f"`epochs_per_iteration` must be one positive number for each of the {self.num_iterations} iterations, "
+                f"got {epochs!r}."
+            )
+        try:
+            template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
+        except ValueError as error:
+            found.append(str(error))
+        if not self.is_plain_sft:
+            found += _problems_with_branches(self)
+        if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:
+            found.append("`num_iterations=0` and `sft_epochs=0` leave nothing to train.")
+        return found
+
+    def _range_problems(self) -> list[str]:
+        """Values outside their range."""
+        return [
             f"`{name}` must be {allowed}, got {getattr(self, name)!r}."
             for name, is_valid, allowed in (
                 ("num_iterations", _number(self.num_iterations) >= 0, "0 or more"),
@@ -208,21 +227,6 @@ class IterativeSFTConfig(SFTConfig):
             )
             if not is_valid
         ]
-        epochs = self.epochs_per_iteration
-        if epochs is not None and (len(epochs) != self.num_iterations or not all(_number(e) > 0 for e in epochs)):
-            found.append(
-                f"`epochs_per_iteration` must be one positive number for each of the {self.num_iterations} iterations, "
-                f"got {epochs!r}."
-            )
-        try:
-            template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
-        except ValueError as error:
-            found.append(str(error))
-        if not self.is_plain_sft:
-            found += _problems_with_branches(self)
-        if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:
-            found.append("`num_iterations=0` and `sft_epochs=0` leave nothing to train.")
-        return found
 
     @property
     def is_plain_sft(self) -> bool:

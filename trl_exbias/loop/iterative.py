@@ -116,8 +116,6 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         if args.is_plain_sft:
             # Nothing is refused, nor changed, that TRL's own trainer takes (and computes right).
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
-            make_saveable(self.model)
-            complete_fused_head(self.model)
             self._set_up_plain_sft()
             self._set_up_patience()
             return

@@ -13,8 +13,10 @@ from trl import SFTTrainer
 
 from ..core.branches import GOLD, ROW
 from ..core.collating import BranchCollator
+from ..core.generation_config import make_saveable
 from ..core.layout import check_shared_context, lay_out
 from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_by_kind
+from ..core.model_check import complete_fused_head
 from ..core.modeling import attention_window, base_causal_lm, without_attention_plans
 from .finite import check_loss
 from .joint_sums import JointSums
@@ -57,6 +59,8 @@ class JointSFTTrainer(SFTTrainer):
         self.kinds = (GOLD,)
         self._joint_sums = JointSums(self.kinds)
         self.model.add_model_tags(["sft"])
+        make_saveable(self.model)
+        complete_fused_head(self.model)
 
     def loss_terms(self) -> list[LossTerm]:
         """The joint objective: by default one mean over gold labels and one over each other kind's."""
