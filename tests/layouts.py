@@ -42,7 +42,7 @@ def losses_by_kind(model, batch: dict) -> torch.Tensor:
     inputs = {"input_ids": batch["input_ids"], "shift_labels": batch["shift_labels"]}
     if "segment_ids" in batch:
         inputs["position_ids"] = batch["position_ids"]
-        inputs["attention_mask"] = branch_attention_mask(batch["segment_ids"], model.config)
+        inputs["attention_mask"] = branch_attention_mask(batch["segment_ids"], batch["example_ids"], model.config)
     else:
         inputs["attention_mask"] = batch["attention_mask"]
     output = model(**inputs, fused_lm_head=True)

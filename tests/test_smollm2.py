@@ -88,7 +88,11 @@ def test_a_shared_context_has_the_losses_and_gradients_of_separate_rows(folder, 
     for shared in (True, False):
         collator.shared = shared
         batch = collator.collate(examples)
-        mask = branch_attention_mask(batch["segment_ids"], model.config) if shared else batch["attention_mask"]
+        mask = (
+            branch_attention_mask(batch["segment_ids"], batch["example_ids"], model.config)
+            if shared
+            else batch["attention_mask"]
+        )
         positions = {"position_ids": batch["position_ids"]} if shared else {}
         output = model(
             input_ids=batch["input_ids"],

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .branches import CONTEXT_LENGTH, GOLD, OWN_COLUMNS, PROMPT, ROW, Branch, BranchedExample, concatenate
+from .packing import pack
 
 
 @dataclass
@@ -23,6 +24,10 @@ class BranchCollator:
             Padding token.
         shared (`bool`, *optional*, defaults to `True`):
             Whether branches share the encoding of their context. `False`: separate rows.
+        packed (`bool`, *optional*, defaults to `True`):
+            Whether several contexts share a row where that saves padding. `False`: a row for each.
+        break_even (`float`, *optional*):
+            Tokens of a row at which its attention costs as much as everything else; see [`~trl_exbias.core.packing.pack`].
         window (`int`, *optional*):
             Attention window of the model. A batch with a shared row longer than it falls back to separate rows, whose
             mask the model makes by itself.
@@ -31,14 +36,16 @@ class BranchCollator:
 
     Returns a dictionary of tensors of shape `(rows, length)`: `input_ids`, `shift_labels` (the target of each
     position), `branch_kinds` (index in `kinds`, -1 where there is no target), `branch_weights`, `num_tokens` (a
-    scalar), and either `position_ids` and `segment_ids` (0 context, 1.. branches, -1 padding) or `attention_mask`.
-    Where rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch.
+    scalar), `example_ids` (which example of the batch a position belongs to, -1 padding), and either `position_ids` and
+    `segment_ids` (0 context, 1.. branches, -1 padding) or `attention_mask`. Where rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch.
     """
 
     base: Callable[[list[dict[str, Any]]], dict[str, Any]]
     kinds: tuple[str, ...]
     pad_token_id: int
     shared: bool = True
+    packed: bool = True
+    break_even: float = 3000.0
     window: int | None = None
     pad_to_multiple_of: int | None = None
 
@@ -57,10 +64,11 @@ class BranchCollator:
             )
             for row in features
         ]
-        batch = self.collate(examples)
+        arranged = self.arrange(examples)
+        batch = self.collate(examples, arranged)
         if "soft_labels" in features[0]:
-            # Labelled positions come in the same order in either layout: row by row, branch by branch.
-            batch["soft_labels"] = concatenate(row["soft_labels"] for row in features)
+            # Labelled positions come in the order of the rows: example by example, branch by branch.
+            batch["soft_labels"] = concatenate(features[i]["soft_labels"] for row in arranged for i in row)
         return self._with_rows(batch, features)
 
     @staticmethod
@@ -69,10 +77,33 @@ class BranchCollator:
             batch[ROW] = torch.tensor([row[ROW] for row in features])
         return batch
 
-    def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
-        """The batch of some [`BranchedExample`]s."""
-        shared = self.shared and not (self.window is not None and _longest(examples) > self.window)
-        rows = [row for example in examples for row in (self._shared if shared else self._separate)(example)]
+    def arrange(self, examples: list[BranchedExample]) -> list[list[int]]:
+        """Which examples share a row, by their places in the batch."""
+        if not self.packed or not self._shares(examples):
+            return [[i] for i in range(len(examples))]
+        return pack([_shared_length(example) for example in examples], self.break_even, self.window)
+
+    def _shares(self, examples: list[BranchedExample]) -> bool:
+        return self.shared and not (self.window is not None and max(map(_shared_length, examples)) > self.window)
+
+    def collate(
+        self, examples: list[BranchedExample], arranged: list[list[int]] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        The batch of some [`BranchedExample`]s.
+
+        Args:
+            arranged (`list[list[int]]`, *optional*): Which of them share a row. Default: what [`arrange`] says.
+        """
+        shared = self._shares(examples)
+        rows: list[dict[str, list]] = []
+        for places in self.arrange(examples) if arranged is None else arranged:
+            parts = []
+            for place in places:
+                for part in (self._shared if shared else self._separate)(examples[place]):
+                    part["example_ids"] = [place] * len(part["input_ids"])
+                    parts.append(part)
+            rows += [_joined(parts)] if shared else parts
         length = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -86,7 +117,13 @@ class BranchCollator:
 
     def _padding(self) -> dict[str, Any]:
         """What is kept of each position, and its value in the padding."""
-        return {"input_ids": self.pad_token_id, "shift_labels": -100, "branch_kinds": -1, "branch_weights": 0.0}
+        return {
+            "input_ids": self.pad_token_id,
+            "shift_labels": -100,
+            "branch_kinds": -1,
+            "branch_weights": 0.0,
+            "example_ids": -1,
+        }
 
     def _shared(self, example: BranchedExample) -> list[dict[str, list]]:
         context = example.context_ids
@@ -143,8 +180,12 @@ def _row(tokens: list[int], labels: list[int], kind: int, weight: float, context
     }
 
 
-def _longest(examples: list[BranchedExample]) -> int:
-    """Tokens of the longest shared row. (Of the row, not of a branch with its context: GPT-Neo windows by index.)"""
-    return max(
-        len(e.context_ids) + sum(len(b.input_ids) + len(e.rest_of_context(b)[0]) for b in e.branches) for e in examples
-    )
+def _joined(parts: list[dict[str, list]]) -> dict[str, list]:
+    """One row of several, name by name."""
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def _shared_length(example: BranchedExample) -> int:
+    """Tokens of a shared row. (Of the row, not of a branch with its context: GPT-Neo windows by index.)"""
+    branches = sum(len(b.input_ids) + len(example.rest_of_context(b)[0]) for b in example.branches)
+    return len(example.context_ids) + branches

@@ -6,6 +6,7 @@ Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Tra
 
 import contextlib
 import logging
+from functools import partial
 
 import torch
 from transformers import Trainer
@@ -18,6 +19,7 @@ from ..core.layout import check_shared_context, lay_out
 from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_by_kind
 from ..core.model_check import complete_fused_head
 from ..core.modeling import attention_window, base_causal_lm, without_attention_plans
+from ..core.packing import break_even_of
 from .finite import check_loss
 from .joint_sums import JointSums
 
@@ -49,6 +51,7 @@ class JointSFTTrainer(SFTTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             window=attention_window(base_causal_lm(self.model).config),
             pad_to_multiple_of=self.args.pad_to_multiple_of,
+            break_even=break_even_of(self.model),
         )
         self._layout_decided = False
         self._joint_sums = JointSums(self.kinds)
@@ -82,6 +85,11 @@ class JointSFTTrainer(SFTTrainer):
         else:
             with self.accelerator.autocast():
                 reason = next(filter(None, map(check_shared_context, self.models_in_step())), None)
+                packs = partial(check_shared_context, packed=True)
+                padded = None if reason else next(filter(None, map(packs, self.models_in_step())), None)
+            if padded is not None:
+                self.data_collator.packed = False
+                logger.warning(f"Every context is trained in a row of its own: {padded}. The loss is the same.")
         if reason is not None:
             self.data_collator.shared = False
             logger.warning(
@@ -134,7 +142,9 @@ class JointSFTTrainer(SFTTrainer):
         counts = num_items_in_batch if is_global else count_terms(inputs, self.loss_terms(), self.kinds)
         kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
         num_tokens = inputs.pop("num_tokens")
+        slots = torch.tensor(inputs["input_ids"].numel(), device=kinds.device)
         loss, loss_sums, sums = self.score_branches(model, inputs, kinds, weights, counts)
+        sums = {**sums, "padding_rate": torch.stack([slots - num_tokens, slots])}
         # As in SFTTrainer: the counts are of every rank, and DDP averages the gradients over the ranks.
         if self.args.average_tokens_across_devices and is_global:
             loss = loss * (self.accelerator.num_processes // self._tp_size)

@@ -56,20 +56,18 @@ class SPINConfig(IterativeSFTConfig):
 @dataclass
 class PairCollator(BranchCollator):
     """
-    Adds to a batch of [`BranchCollator`] what makes pairs of it: `pair_of_row` (the example of each row), `in_response`
-    (the positions whose targets are a response's), and `reference_ratios` (for each example; NaN where it has no own
-    response, hence no pair).
+    Adds to a batch of [`BranchCollator`] what makes pairs of it: `in_response` (the positions whose targets are a response's)
+    and `reference_ratios` (for each example; NaN where it has no own response, hence no pair).
     """
 
     def _padding(self):
         return super()._padding() | {"in_response": False}
 
-    def collate(self, examples: list[BranchedExample]) -> dict[str, torch.Tensor]:
-        batch = super().collate(examples)
-        # One row for all branches of an example, or one for each.
-        rows = [1 if "segment_ids" in batch else len(self._separate(example)) for example in examples]
+    def collate(
+        self, examples: list[BranchedExample], arranged: list[list[int]] | None = None
+    ) -> dict[str, torch.Tensor]:
+        batch = super().collate(examples, arranged)
         own = [[branch.score for branch in example.branches if branch.kind != GOLD] for example in examples]
-        batch["pair_of_row"] = torch.arange(len(examples)).repeat_interleave(torch.tensor(rows))
         batch["reference_ratios"] = torch.tensor([(*scores, float("nan"))[0] for scores in own])
         return batch
 
@@ -157,13 +155,15 @@ class SPINTrainer(IterativeSFTTrainer):
 
     def score_branches(self, model, inputs, kinds, weights, counts):
         inputs = dict(inputs)
-        pairs, in_response = inputs.pop("pair_of_row"), inputs.pop("in_response")
+        pairs, in_response = inputs["example_ids"], inputs.pop("in_response")
         reference = inputs.pop("reference_ratios")
         outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
         nll = -outputs.log_probs.float()
         # Targets inside a context are no part of a response.
         signs = torch.where(kinds == self.kinds.index(GOLD), 1.0, -1.0) * (in_response & (kinds >= 0))
-        ratios = torch.zeros(len(reference), device=nll.device).index_add(0, pairs, (-nll * signs).sum(1))
+        of_a_pair = pairs >= 0
+        ratios = torch.zeros(len(reference), device=nll.device)
+        ratios = ratios.index_add(0, pairs[of_a_pair].to(nll.device), (-nll * signs)[of_a_pair])
         is_pair = reference.isfinite()
         margins = self.args.spin_lambda * (ratios - torch.where(is_pair, reference, 0.0).to(ratios))
         loss_sums = sum_by_kind(nll * weights, kinds, len(self.kinds))
