@@ -39,7 +39,7 @@ def test_the_break_even_length_is_the_layers_weights_over_the_attentions_product
     model = tiny_model()
     weights = sum(p.numel() for p in model.model.parameters()) - model.get_input_embeddings().weight.numel()
     config = model.config
-    assert break_even_of(model) == pytest.approx(weights / config.num_hidden_layers / (4 * config.hidden_size))
+    assert break_even_of(model) == pytest.approx(weights / config.num_hidden_layers / (2 * config.hidden_size))
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt2"])

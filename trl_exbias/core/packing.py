@@ -5,10 +5,6 @@ from torch import nn
 from .modeling import backbone, base_causal_lm
 
 
-# A product of attention's runs at about half the rate of the larger ones of the layers' weights (SmolLM2, CPU).
-_ATTENTION_COST = 2.0
-
-
 def pack(lengths: list[int], break_even: float, limit: int | None = None) -> list[list[int]]:
     """
     Examples by row. What a batch costs is taken to be `rows · length · (1 + length / break_even)`: the rows' common length is
@@ -61,4 +57,4 @@ def break_even_of(model: nn.Module) -> float:
     embeddings = {id(p) for p in base_causal_lm(model).get_input_embeddings().parameters()}
     weights = sum(p.numel() for p in backbone(model).parameters() if id(p) not in embeddings)
     layers, width = config.num_hidden_layers, config.hidden_size
-    return max(1.0, weights / layers / (2 * width * _ATTENTION_COST))
+    return max(1.0, weights / layers / (2 * width))
