@@ -1,8 +1,9 @@
 """What student, teacher and trajectories have to agree on, apart from the trainer: `exbias check` asks it without weights."""
 
 import logging
+from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ...core.errors import UsageError
 from ...core.modeling import positions_of
@@ -51,3 +52,24 @@ def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig |
             f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
             f"{args.rollout_length}); the {name} has {limit} positions. Lower them."
         )
+
+
+def check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> None:
+    """Raises a `ValueError` where adapters would say otherwise."""
+    if args.trainable_modules and (peft_config is not None or hasattr(model, "peft_config")):
+        raise UsageError(
+            "`trainable_modules` and LoRA exclude each other: an adapter's own settings (`target_modules`, "
+            "`layers_to_transform`) say what it trains."
+        )
+
+
+def config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> PretrainedConfig | None:
+    """Read ahead of the weights; `None` where that takes loading them (an adapter's folder)."""
+    if not isinstance(model, str):
+        return model.config
+    try:
+        return AutoConfig.from_pretrained(
+            model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None

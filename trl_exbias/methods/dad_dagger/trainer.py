@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -37,7 +35,7 @@ from ...rollouts import RolloutEngine, SamplingOptions
 from ...rollouts.vllm.verbs import MAX_EXCLUDED
 from ...run.run_directory import SOFT_LABELS
 from ..plans import DaDDaggerPlan
-from .checks import check_positions, check_router, find_teacher
+from .checks import check_positions, check_router, check_trainable, config_of, find_teacher
 from .config import DaDDaggerConfig
 from .soft_label_phase import Labelling, SoftLabelPhase
 from .teacher import Teacher, check_tokenizers, shared_vocab_size
@@ -128,13 +126,13 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     ):
         kwargs = named(type(self), more, kwargs)
         args = self.config_class.from_args(args, model, type(self))
-        _check_trainable(args, model, kwargs.get("peft_config"))
+        check_trainable(args, model, kwargs.get("peft_config"))
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         self.teacher = find_teacher(args, teacher_model)
         if self.teacher is not None and processing_class is not None:
             check_tokenizers(text_tokenizer(processing_class), self.teacher.tokenizer())
-        config = _config_of(model, args)
+        config = config_of(model, args)
         check_positions(args, "model", config)
         if self.teacher is not None:
             check_router(args, config)
@@ -344,23 +342,3 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             hidden = stored["hidden"].to(self.teacher.head.projection.weight.device)
             return DenseTarget(hidden, self.teacher.head, self.shared_vocab)
         return TopKTarget(**stored, vocab_size=self.shared_vocab)
-
-
-def _check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> None:
-    if args.trainable_modules and (peft_config is not None or hasattr(model, "peft_config")):
-        raise UsageError(
-            "`trainable_modules` and LoRA exclude each other: an adapter's own settings (`target_modules`, "
-            "`layers_to_transform`) say what it trains."
-        )
-
-
-def _config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> PretrainedConfig | None:
-    """Read ahead of the weights; `None` where that takes loading them (an adapter's folder)."""
-    if not isinstance(model, str):
-        return model.config
-    try:
-        return AutoConfig.from_pretrained(
-            model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-        )
-    except (OSError, ValueError):
-        return None
