@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: setup demo test test-slow test-faults bench gpu-bundle bench-gpu lint clean
+.PHONY: setup demo test test-slow test-faults coverage bench gpu-bundle bench-gpu lint clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ test-slow: setup
 test-faults: setup
 	FAULT_TIMES=3 OMP_NUM_THREADS=1 $(RUN) -m pytest -m faults tests/faults --numprocesses $(WORKERS)
 
+# The fast suite, and which lines and branches it leaves out: on the screen, and in htmlcov/.
+coverage: setup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report term-missing:skip-covered --cov-report html
+
 bench: setup
 	$(RUN) -m examples.benchmarks
 
@@ -51,4 +55,4 @@ lint: setup
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist htmlcov .coverage* *.egg-info

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 # Imported on first use: `exbias --help` and a mistyped recipe must not wait for torch.
 _EXPORTS = {
-    "BASHConfig": "methods.bash",
+    "BASHConfig": "methods.configs",
     "BASHTrainer": "methods.bash",
     "Branch": "core.branches",
     "DaDDaggerConfig": "methods.dad_dagger.config",
@@ -14,11 +14,11 @@ _EXPORTS = {
     "Example": "core.data",
     "IterativeSFTConfig": "loop.config",
     "IterativeSFTTrainer": "loop.iterative",
-    "RACConfig": "methods.rac",
+    "RACConfig": "methods.configs",
     "RACTrainer": "methods.rac",
-    "SPINConfig": "methods.spin",
+    "SPINConfig": "methods.configs",
     "SPINTrainer": "methods.spin",
-    "ScheduledSamplingConfig": "methods.scheduled_sampling",
+    "ScheduledSamplingConfig": "methods.configs",
     "ScheduledSamplingTrainer": "methods.scheduled_sampling",
 }
 __all__ = sorted(_EXPORTS)
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from .core.data import Example
     from .loop.config import IterativeSFTConfig
     from .loop.iterative import IterativeSFTTrainer
-    from .methods.bash import BASHConfig, BASHTrainer
+    from .methods.bash import BASHTrainer
+    from .methods.configs import BASHConfig, RACConfig, ScheduledSamplingConfig, SPINConfig
     from .methods.dad_dagger.config import DaDDaggerConfig
     from .methods.dad_dagger.trainer import DaDDaggerTrainer
-    from .methods.rac import RACConfig, RACTrainer
-    from .methods.scheduled_sampling import ScheduledSamplingConfig, ScheduledSamplingTrainer
-    from .methods.spin import SPINConfig, SPINTrainer
+    from .methods.rac import RACTrainer
+    from .methods.scheduled_sampling import ScheduledSamplingTrainer
+    from .methods.spin import SPINTrainer
 
 
 def __getattr__(name: str):

@@ -314,11 +314,33 @@ def cpu_seconds(*argv, cwd) -> float:
 
 
 def test_a_check_takes_seconds_and_hardly_more_than_its_imports(recipe, tmp_path):
-    imports = "import torch, datasets, peft; from transformers import AutoModelForCausalLM, AutoTokenizer; from trl import SFTConfig"
+    imports = "import torch, datasets; from transformers import AutoModelForCausalLM, AutoTokenizer; from trl import SFTConfig"
     taken = cpu_seconds("-m", "trl_exbias.cli.main", "check", recipe(), cwd=tmp_path)
     # Where reading the libraries alone takes the five seconds, on a machine with other things to do.
-    allowed = max(5.0, 1.5 * cpu_seconds("-c", imports, cwd=tmp_path))
+    allowed = max(5.0, 1.1 * cpu_seconds("-c", imports, cwd=tmp_path))
     assert taken < allowed, (taken, allowed)
+
+
+def test_shipped_recipes_are_checked_without_trainers_peft_or_sklearn(folder, tmp_path):
+    code = (
+        "import sys; from trl_exbias.cli.main import main\n"
+        "stand_in = sys.argv[1:3] + ['--output_dir', 'run', '--dataset_name']\n"
+        "bash = ['check', 'bash/pythia-1b_tldr', *stand_in, 'pairs.jsonl', '--max_length', '64']\n"
+        "teacher = ['--teacher_model_name_or_path', sys.argv[2], '--context_length', '32', '--eval_strategy', 'no']\n"
+        "stories = [*stand_in, 'stories.jsonl', '--dataset_train_split', 'train', *teacher]\n"
+        "assert main(bash) == main(['check', 'dad-dagger/pythia-160m_tinystories', *stories]) == 0\n"
+        "heavy = {'trl.trainer.sft_trainer', 'trl.trainer.utils', 'transformers.trainer', 'peft', 'sklearn', 'deepspeed'}\n"
+        "assert not heavy & {*sys.modules}, heavy & {*sys.modules}\n"
+        # PEFT is there where it is asked for, in the same process.
+        "assert main([*bash, '--use_peft', 'true', '--lora_target_modules', 'all-linear']) == 0 and 'peft' in sys.modules\n"
+        "import peft; from transformers.trainer_utils import _is_peft_model\n"
+        "assert _is_peft_model(peft.PeftModel.__new__(peft.PeftModel)) and not _is_peft_model(None)\n"
+    )
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "How?", "completion": " So."}) + "\n")
+    (tmp_path / "stories.jsonl").write_text((folder / "stories.jsonl").read_text())
+    argv = [sys.executable, "-c", code, "--model_name_or_path", str(folder / "model")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_mistyped_keys_are_answered_before_anything_is_imported(recipe, tmp_path):

@@ -89,6 +89,9 @@ def _check(options: argparse.Namespace, overrides: list[str]) -> int:
     if on_hub and not hub.answers:
         # Said before the libraries that read it are imported: none of them tries again on its own.
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from ..core.late_imports import import_late
+
+    import_late()
     from ..planning.look import look  # now that the keys have been answered for
     from ..settings.arguments import read_arguments
 

@@ -8,10 +8,19 @@ from ..settings.recipes import ACCELERATE, COMPARE, all_names, names, recipe_pat
 
 
 _USAGE = "usage: exbias recipes list | show NAME | copy NAME [TO]"
+_HELP = f"""\
+{_USAGE}
+
+  list   every shipped recipe with its first line: recipes of the methods, comparisons, configurations of accelerate
+  show   the text of one, e.g. bash/pythia-1b_tldr
+  copy   to a file of your own (default: its name, here)"""
 
 
 def run(argv: list[str]) -> int:
     """The command."""
+    if {"-h", "--help"} & {*argv}:
+        print(_HELP)
+        return 0
     match argv:
         case ["list"]:
             _list()

@@ -3,12 +3,24 @@
 import sys
 
 from ..core.errors import ExbiasError, UsageError
+from ..settings.methods import methods
 from ..settings.recipe import exit_with
 from .training import launch, main
 
 
+_HELP = """\
+usage: exbias train --method NAME|module:Trainer [--config RECIPE.yaml] [--KEY VALUE …]
+
+Trains with any method: a registered one ({methods}), or one of your own, importable from here.
+With --method, --help lists its options."""
+
+
 def run(argv: list[str]) -> int:
     """The command."""
+    asks_for_help = bool({"-h", "--help"} & {*argv})
+    if asks_for_help and not any(argument.split("=")[0] == "--method" for argument in argv):
+        print(_HELP.format(methods=", ".join(methods())))
+        return 0
     try:
         method, rest = take_method(argv)
     except ExbiasError as error:

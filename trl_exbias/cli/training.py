@@ -52,6 +52,11 @@ def _use_all_cores(num_processes: int) -> None:
 def script(name: str, argv: list[str]) -> int:
     """The training script itself, in a process that `accelerate launch` (or a user) started."""
     try:
+        if "--help" in argv or "-h" in argv:
+            from ..settings.help import training_help
+
+            print(training_help(name))
+            return 0
         check_keys(name, argv)
         method = method_named(name)
         config_class = method.config_class()

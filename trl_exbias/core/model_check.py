@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from trl.trainer.utils import add_fused_lm_head
 
 from .errors import UsageError
 from .modeling import LMHead, backbone, base_causal_lm, inference, model_device, read_backbone
@@ -89,6 +88,8 @@ def complete_fused_head(model: nn.Module) -> None:
     config, softcap = base.config.get_text_config(), LMHead(model).softcap
     if softcap == getattr(config, "final_logit_softcapping", None):
         return
+    from trl.trainer.utils import add_fused_lm_head  # late: with PEFT, of which `exbias check` has no need
+
     config.final_logit_softcapping = softcap
     try:
         add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))  # as SFTTrainer does

@@ -15,8 +15,6 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 from transformers.integrations import deepspeed as hf_deepspeed
-from trl.models import prepare_deepspeed
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 
 # transformers 5.17 (`distributed/fsdp.py`, `is_fsdp_enabled`): while it is "true", only the first process loads weights.
@@ -64,6 +62,8 @@ def gathered(*projections: nn.Module) -> Iterator[None]:
         if isinstance(projection, FSDPModule):
             # Not `DTensor.full_tensor`: its backward would leave each process with its own rows' gradient.
             projection.unshard()
+    from trl.trainer.utils import maybe_gather_lm_head_ctx  # late: with PEFT, of which `exbias check` has no need
+
     parameters = (parameter for projection in projections for parameter in (projection.weight, projection.bias))
     with maybe_gather_lm_head_ctx(*(p for p in parameters if hasattr(p, "ds_status"))):
         yield
@@ -96,6 +96,8 @@ def shard_for_inference(model: nn.Module, accelerator: Accelerator) -> tuple[nn.
         The model, and what has to be kept for as long as it is used.
     """
     if accelerator.state.deepspeed_plugin is not None:
+        from trl.models import prepare_deepspeed
+
         # The engine takes its hooks off the model when it goes.
         engine = prepare_deepspeed(model, accelerator)
         return engine.module, engine

@@ -1,43 +1,12 @@
 """Batch-Scheduled Sampling (BASH)."""
 
-from dataclasses import dataclass, field
-
 from ..core.branches import Branch
 from ..core.data import Example
-from ..loop.config import IterativeSFTConfig, _number
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from ..rollouts.noise import derive_seed, uniform
+from .configs import BASHConfig
 from .plans import MixingPlan
-
-
-@dataclass
-class BASHConfig(IterativeSFTConfig):
-    """
-    Configuration of the [`BASHTrainer`]: [`IterativeSFTConfig`] and the mixture coefficient.
-
-    Defaults are the paper's (Cen 2024, Table 5): β = 0.2, one iteration, one epoch.
-    """
-
-    _rollout_settings = (*IterativeSFTConfig._rollout_settings, "beta")
-
-    beta: float = field(
-        default=0.2,
-        metadata={
-            "help": "Probability with which a response position is drawn from the policy instead of taken from gold. The "
-            "paper uses 0.2 and advises to keep it small (Remark 2). 0 is plain SFT; 1 is free running at gold length."
-        },
-    )
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not 0 <= _number(self.beta) <= 1:
-            found.append(f"`beta` must be a probability in [0, 1], got {self.beta!r}.")
-        return found
-
-    @property
-    def is_plain_sft(self) -> bool:
-        return super().is_plain_sft or (self.beta == 0 and self.rollout_turns == "last")
 
 
 class BASHTrainer(IterativeSFTTrainer):

@@ -1,46 +1,19 @@
 """Reference-Answer-based Correction (RAC)."""
 
 import logging
-from dataclasses import dataclass, field
 
 from ..core.branches import Branch
 from ..core.data import Example
 from ..core.modeling import position_limit
-from ..loop.config import IterativeSFTConfig, _number
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from .bash import BASHTrainer
+from .configs import RACConfig
 from .plans import RACPlan
 from .rac_template import CorrectionTemplate
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RACConfig(IterativeSFTConfig):
-    """Configuration of the [`RACTrainer`]: [`IterativeSFTConfig`], the correction template and the response limit."""
-
-    _rollout_settings = (*IterativeSFTConfig._rollout_settings, "correction_template", "max_new_tokens")
-
-    correction_template: str = field(
-        default="qa",
-        metadata={
-            "help": "How the model is shown the reference answer: 'qa' or 'summarization' (the paper's, App. A.1), the "
-            "path of a .jinja file, or the template itself; it must mention {{ prompt }} and {{ reference }}."
-        },
-    )
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which a rollout is cut off."})
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not _number(self.max_new_tokens) >= 1:
-            found.append(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens!r}.")
-        try:
-            CorrectionTemplate(self.correction_template)
-        except ValueError as error:
-            found.append(str(error))
-        return found
 
 
 class RACTrainer(IterativeSFTTrainer):

@@ -1,7 +1,7 @@
 """Scheduled sampling (SCS), a baseline: BASH's mixing at every training step."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 
@@ -9,22 +9,9 @@ from ..core.branches import ROW
 from ..core.data import Example
 from ..core.joint_dataset import JointDataset
 from ..rollouts.noise import derive_seed
-from .bash import BASHConfig, BASHTrainer
+from .bash import BASHTrainer
+from .configs import ScheduledSamplingConfig
 from .plans import ScheduledSamplingPlan
-
-
-@dataclass
-class ScheduledSamplingConfig(BASHConfig):
-    """Configuration of the [`ScheduledSamplingTrainer`]: [`BASHConfig`], whose rollout engine must be the model itself."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.rollout_engine != "transformers":
-            found.append(
-                "`rollout_engine` must be 'transformers': the weights change at every step, and no other engine has them. "
-                "BASH samples offline, with either engine."
-            )
-        return found
 
 
 class ScheduledSamplingTrainer(BASHTrainer):

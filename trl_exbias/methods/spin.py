@@ -1,6 +1,6 @@
 """Self-Play Fine-Tuning (SPIN), a baseline."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -11,10 +11,10 @@ from ..core.data import Example
 from ..core.layout import lay_out
 from ..core.likelihood import label_nll
 from ..core.losses import LossTerm, joint_loss, sum_by_kind
-from ..loop.config import IterativeSFTConfig, _number
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from ..rollouts.counting import LABEL_LENGTH
+from .configs import SPINConfig
 from .plans import SPINPlan
 
 
@@ -23,34 +23,6 @@ class PairTerm(LossTerm):
 
     def count(self, batch: dict[str, torch.Tensor], kinds: tuple[str, ...]) -> torch.Tensor:
         return batch["reference_ratios"].isfinite().sum()
-
-
-@dataclass
-class SPINConfig(IterativeSFTConfig):
-    """
-    Configuration of the [`SPINTrainer`]: [`IterativeSFTConfig`], λ and the response limit.
-
-    `sft_weight` defaults to 0, as in the paper: SPIN's loss alone.
-    """
-
-    _rollout_settings = (*IterativeSFTConfig._rollout_settings, "max_new_tokens")
-
-    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the gold (SFT) term beside SPIN's loss."})
-    spin_lambda: float = field(
-        default=0.1,
-        metadata={"help": "λ, how strongly the policy is held to the iteration's starting policy; above 0."},
-    )
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which a rollout is cut off."})
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not _number(self.spin_lambda) > 0:
-            found.append(f"`spin_lambda` must be above 0, got {self.spin_lambda!r}.")
-        if not _number(self.max_new_tokens) >= 1:
-            found.append(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens!r}.")
-        if self.loss_type == "dft":
-            found.append("`loss_type='dft'` weights token losses, of which SPIN has none. Leave it out.")
-        return found
 
 
 @dataclass

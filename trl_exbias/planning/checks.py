@@ -16,6 +16,7 @@ from ..chat.stop_tokens import stop_token_ids
 from ..chat.token_checks import doubled_tokens, embedding_problems
 from ..core.errors import UsageError
 from ..core.modeling import positions_of
+from ..methods.dad_dagger.checks import check_positions, check_router, find_teacher
 from ..methods.dad_dagger.teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..methods.rac_template import CorrectionTemplate
 from ..run.run_directory import check_output_dir
@@ -225,11 +226,9 @@ def check_teacher(
     student: PretrainedConfig | None,
 ) -> PretrainedConfig | None:
     """DaD-DAgger: the teacher is there and speaks the student's tokens; returns its configuration."""
-    from ..methods.dad_dagger.trainer import DaDDaggerTrainer, check_router
-
     found = None
     with findings.collect("teacher"):
-        found = DaDDaggerTrainer.find_teacher(args, None)
+        found = find_teacher(args, None)
     if found is None:
         return None
     name = found.source
@@ -263,8 +262,6 @@ def check_teacher(
 
 def check_trajectories(findings: Findings, args: Any, **configs: PretrainedConfig | None) -> None:
     """DaD-DAgger: a trajectory fits the positions of student and teacher."""
-    from ..methods.dad_dagger.trainer import check_positions
-
     for name, config in configs.items():
         with findings.collect(name):
             check_positions(args, name, config)

@@ -4,7 +4,6 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trl import get_peft_config
 
 from ..chat.data_checks import TRAINING, evaluation_name, readable
 from ..settings.findings import Findings
@@ -172,7 +171,11 @@ def _plan(
     planned = Plan(placement, phases, data, device_bytes=device)
     if config is None:
         return planned
-    peft_config = get_peft_config(model_args)
+    peft_config = None
+    if model_args.use_peft:
+        from trl import get_peft_config  # imports PEFT, which takes long and which few recipes need
+
+        peft_config = get_peft_config(model_args)
     reads = arguments.plan.reads_for_labels
     found = estimate(findings, config, teacher, args, model_args, peft_config, placement, phases, device, reads)
     planned.estimate = found

@@ -8,6 +8,7 @@ against the imported classes.
 import ast
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +21,8 @@ from .methods import method_named
 _SOURCES = (
     ("trl_exbias", "settings/data_arguments.py"),
     ("trl_exbias", "loop/config.py"),
-    ("trl_exbias", "methods/bash.py"),
-    ("trl_exbias", "methods/rac.py"),
+    ("trl_exbias", "methods/configs.py"),
     ("trl_exbias", "methods/dad_dagger/config.py"),
-    ("trl_exbias", "methods/spin.py"),
-    ("trl_exbias", "methods/scheduled_sampling.py"),
     ("trl", "scripts/utils.py"),
     ("trl", "trainer/model_config.py"),
     ("trl", "trainer/sft_config.py"),
@@ -39,9 +37,25 @@ RECIPE_ONLY = ("env",)
 _LAUNCHER_FLAGS = ("config", "accelerate_config", "help", "h")
 
 
+@dataclass(frozen=True)
+class SourceClass:
+    """
+    A class as it is written.
+
+    Args:
+        package (`str`): The distribution that it is in.
+        bases (`list[str]`): Names of its bases.
+        fields (`dict[str, ast.AnnAssign]`): Its own fields.
+    """
+
+    package: str
+    bases: list[str]
+    fields: dict[str, ast.AnnAssign]
+
+
 def valid_keys(method: str) -> list[str]:
     """Every argument of a method's training command, sorted."""
-    found, classes = method_named(method), _classes()
+    found, classes = method_named(method), source_classes()
     name = None if found.config is None else found.config.partition(":")[2]
     # The configuration of a user's own method is not among the sources: its fields are asked for.
     own = _fields(name, classes) if name in classes else _fields_of(found.config_class())
@@ -67,33 +81,34 @@ def unknown_key_message(key: str, valid: Iterable[str]) -> str:
 
 
 @cache
-def _classes() -> dict[str, tuple[list[str], list[str]]]:
-    """Names of the bases and of the fields of every class in the sources."""
+def source_classes() -> dict[str, SourceClass]:
+    """Every class in the sources, by its name."""
     found = {}
     for package, path in _SOURCES:
         for node in ast.parse(_source(package, path)).body:
             if isinstance(node, ast.ClassDef):
                 bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-                found[node.name] = bases, [name for name in map(_field_name, node.body) if name]
+                fields = {field.target.id: field for field in node.body if _is_field(field)}
+                found[node.name] = SourceClass(package, bases, fields)
     return found
 
 
-def _field_name(node: ast.stmt) -> str | None:
+def _is_field(node: ast.stmt) -> bool:
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-        return None
+        return False
     value, annotation = node.value, ast.unparse(node.annotation)
     if "ClassVar" in annotation:
-        return None
+        return False
     if isinstance(value, ast.Call):
         keywords = {keyword.arg: keyword.value for keyword in value.keywords}
         if isinstance(keywords.get("init"), ast.Constant) and keywords["init"].value is False:
-            return None
-    return node.target.id
+            return False
+    return True
 
 
-def _fields(name: str, classes: dict[str, tuple[list[str], list[str]]]) -> list[str]:
-    bases, fields = classes.get(name, ([], []))
-    return [*fields, *(key for base in bases for key in _fields(base, classes))]
+def _fields(name: str, classes: dict[str, SourceClass]) -> list[str]:
+    found = classes.get(name)
+    return [] if found is None else [*found.fields, *(key for base in found.bases for key in _fields(base, classes))]
 
 
 def _fields_of(config_class: type) -> list[str]:

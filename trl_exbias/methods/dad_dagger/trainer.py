@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -26,7 +24,7 @@ from ...core.errors import UsageError
 from ...core.joint_dataset import JointDataset
 from ...core.layout import lay_out
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
-from ...core.modeling import LMHead, backbone, positions_of, read_backbone
+from ...core.modeling import LMHead, backbone, read_backbone
 from ...core.sharding import gathered, loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
 from ...loop.iterative import IterativeSFTTrainer
@@ -37,6 +35,7 @@ from ...rollouts import RolloutEngine, SamplingOptions
 from ...rollouts.vllm.verbs import MAX_EXCLUDED
 from ...run.run_directory import SOFT_LABELS
 from ..plans import DaDDaggerPlan
+from .checks import check_positions, check_router, check_trainable, config_of, find_teacher
 from .config import DaDDaggerConfig
 from .soft_label_phase import Labelling, SoftLabelPhase
 from .teacher import Teacher, check_tokenizers, shared_vocab_size
@@ -127,13 +126,13 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     ):
         kwargs = named(type(self), more, kwargs)
         args = self.config_class.from_args(args, model, type(self))
-        _check_trainable(args, model, kwargs.get("peft_config"))
+        check_trainable(args, model, kwargs.get("peft_config"))
         if processing_class is None:
             processing_class = load_processing_class(model, args)
-        self.teacher = self.find_teacher(args, teacher_model)
+        self.teacher = find_teacher(args, teacher_model)
         if self.teacher is not None and processing_class is not None:
             check_tokenizers(text_tokenizer(processing_class), self.teacher.tokenizer())
-        config = _config_of(model, args)
+        config = config_of(model, args)
         check_positions(args, "model", config)
         if self.teacher is not None:
             check_router(args, config)
@@ -244,21 +243,6 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     # The teacher
 
-    @staticmethod
-    def find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
-        """The run's teacher, not loaded yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
-        source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-        if args.alpha == 1:
-            if source is not None:
-                logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
-            return None
-        if source is None:
-            raise UsageError(
-                f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or set "
-                "`alpha=1` for hard labels alone (DaD)."
-            )
-        return Teacher(source, args.teacher_model_init_kwargs)
-
     def _set_up_teacher(self) -> None:
         self.teacher.device = self.accelerator.device
         if self.args.cache_teacher:
@@ -358,48 +342,3 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             hidden = stored["hidden"].to(self.teacher.head.projection.weight.device)
             return DenseTarget(hidden, self.teacher.head, self.shared_vocab)
         return TopKTarget(**stored, vocab_size=self.shared_vocab)
-
-
-def _check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> None:
-    if args.trainable_modules and (peft_config is not None or hasattr(model, "peft_config")):
-        raise UsageError(
-            "`trainable_modules` and LoRA exclude each other: an adapter's own settings (`target_modules`, "
-            "`layers_to_transform`) say what it trains."
-        )
-
-
-def _config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> PretrainedConfig | None:
-    """Read ahead of the weights; `None` where that takes loading them (an adapter's folder)."""
-    if not isinstance(model, str):
-        return model.config
-    try:
-        return AutoConfig.from_pretrained(
-            model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
-        )
-    except (OSError, ValueError):
-        return None
-
-
-def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None:
-    """Raises a `ValueError` where a mixture of experts would be trained on soft labels and balanced at once."""
-    text = None if config is None else config.get_text_config()
-    coefficient = args.router_aux_loss_coef
-    if coefficient is None:
-        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
-    # As TRL 1.16 decides it: `output_router_logits` in the model's configuration is overridden.
-    if hasattr(text, "output_router_logits") and coefficient != 0:
-        raise UsageError(
-            "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "
-            f"`router_aux_loss_coef=0` (it is {coefficient}), or `alpha=1` for hard labels alone."
-        )
-
-
-def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
-    """Raises a `ValueError` where a trajectory is longer than the model called `name` has positions."""
-    limit = positions_of(config)
-    length = args.context_length + args.rollout_length
-    if limit is not None and length > limit:
-        raise UsageError(
-            f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
-            f"{args.rollout_length}); the {name} has {limit} positions. Lower them."
-        )

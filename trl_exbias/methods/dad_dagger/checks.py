@@ -1,0 +1,75 @@
+"""What student, teacher and trajectories have to agree on, apart from the trainer: `exbias check` asks it without weights."""
+
+import logging
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from ...core.errors import UsageError
+from ...core.modeling import positions_of
+from .config import DaDDaggerConfig
+from .teacher import Teacher
+
+
+logger = logging.getLogger(__name__)
+
+
+def find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
+    """The run's teacher, not loaded yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
+    source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+    if args.alpha == 1:
+        if source is not None:
+            logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
+        return None
+    if source is None:
+        raise UsageError(
+            f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or set "
+            "`alpha=1` for hard labels alone (DaD)."
+        )
+    return Teacher(source, args.teacher_model_init_kwargs)
+
+
+def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None:
+    """Raises a `ValueError` where a mixture of experts would be trained on soft labels and balanced at once."""
+    text = None if config is None else config.get_text_config()
+    coefficient = args.router_aux_loss_coef
+    if coefficient is None:
+        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+    # As TRL 1.16 decides it: `output_router_logits` in the model's configuration is overridden.
+    if hasattr(text, "output_router_logits") and coefficient != 0:
+        raise UsageError(
+            "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "
+            f"`router_aux_loss_coef=0` (it is {coefficient}), or `alpha=1` for hard labels alone."
+        )
+
+
+def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
+    """Raises a `ValueError` where a trajectory is longer than the model called `name` has positions."""
+    limit = positions_of(config)
+    length = args.context_length + args.rollout_length
+    if limit is not None and length > limit:
+        raise UsageError(
+            f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
+            f"{args.rollout_length}); the {name} has {limit} positions. Lower them."
+        )
+
+
+def check_trainable(args: DaDDaggerConfig, model: Any, peft_config: Any) -> None:
+    """Raises a `ValueError` where adapters would say otherwise."""
+    if args.trainable_modules and (peft_config is not None or hasattr(model, "peft_config")):
+        raise UsageError(
+            "`trainable_modules` and LoRA exclude each other: an adapter's own settings (`target_modules`, "
+            "`layers_to_transform`) say what it trains."
+        )
+
+
+def config_of(model: str | PreTrainedModel, args: DaDDaggerConfig) -> PretrainedConfig | None:
+    """Read ahead of the weights; `None` where that takes loading them (an adapter's folder)."""
+    if not isinstance(model, str):
+        return model.config
+    try:
+        return AutoConfig.from_pretrained(
+            model, revision=(args.model_init_kwargs or {}).get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None
