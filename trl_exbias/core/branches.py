@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig
-from trl.data_utils import common_prefix_length
 
 from .modeling import (
     MASKABLE_IMPLEMENTATIONS,
@@ -34,6 +33,7 @@ from .modeling import (
     model_device,
     read_backbone,
 )
+from .upstream import attention_implementation, common_prefix_length
 
 
 GOLD = "gold"
@@ -322,7 +322,7 @@ def check_shared_context(model: torch.nn.Module) -> str | None:
     biases computed from the index (ALiBi), recurrent layers.
     """
     base = base_causal_lm(model)
-    implementation = base.config._attn_implementation
+    implementation = attention_implementation(base.config)
     if implementation not in MASKABLE_IMPLEMENTATIONS:
         return f"`attn_implementation={implementation!r}` takes no mask of ours ('sdpa' does)"
     tokens = torch.randint(LMHead(model).vocab_size, (9,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -9,13 +9,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from trl.trainer.utils import add_fused_lm_head
 
 from .errors import UsageError
 from .modeling import LMHead, backbone, base_causal_lm, inference, model_device, read_backbone
+from .upstream import add_fused_head
 
-
-# A private surface of TRL 1.16 in this file: `add_fused_lm_head`, which computes the loss of a training step.
 
 _LENGTH = 8
 #: Of the largest raw logit at each position: from where any head is linear to far above every cap.
@@ -91,7 +89,7 @@ def complete_fused_head(model: nn.Module) -> None:
         return
     config.final_logit_softcapping = softcap
     try:
-        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))  # as SFTTrainer does
+        add_fused_head(base)
     finally:
         del config.final_logit_softcapping
 

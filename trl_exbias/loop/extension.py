@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..core.errors import UsageError
+from ..core.upstream import set_rates
 from ..run.checkpoints import PLAN_SETTINGS, WHOLE, run_identity
 from .plan import RunPlan
 
@@ -76,4 +77,4 @@ def resume_schedule(trainer: "IterativeSFTTrainer") -> None:
         )
     for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    schedule._last_lr = rates
+    set_rates(schedule, rates)

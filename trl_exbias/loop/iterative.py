@@ -1,8 +1,4 @@
-"""The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`.
-
-Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Trainer`'s `_run_epoch`, `_get_dataloader`,
-`_save`, `_save_checkpoint`, and `SFTTrainer`'s `_prepare_dataset` and `_set_signature_columns_if_needed`.
-"""
+"""The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`."""
 
 import contextlib
 import logging
@@ -17,9 +13,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from ..chat.data_checks import check_responses, check_tokenizer, check_train_dataset, readable_parts
 from ..chat.prompts import report_cut_responses, response_lengths
@@ -32,6 +25,15 @@ from ..core.generation_config import make_saveable
 from ..core.joint_dataset import JointDataset
 from ..core.model_check import complete_fused_head
 from ..core.modeling import base_causal_lm
+from ..core.upstream import (
+    CHECKPOINT_PREFIX,
+    TRAINING_ARGS_FILE,
+    commit_hash,
+    forget_dataloaders,
+    has_length,
+    is_length_grouped,
+    note_commit,
+)
 from ..hub.model_card import create_model_card, save_model_card
 from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
 from ..rollouts.local.lockstep import lockstep
@@ -132,8 +134,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
         if args.is_plain_sft:
             # Nothing is refused, nor changed, that TRL's own trainer takes (and computes right).
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
-            make_saveable(self.model)
-            complete_fused_head(self.model)
+            self._complete_model(model)
             self._set_up_plain_sft()
             self._set_up_patience()
             return
@@ -186,8 +187,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
         )
         reject_unsupported(self)
         self._check_prepared(form == "tokenized")
-        make_saveable(self.model)
-        complete_fused_head(self.model)
+        self._complete_model(model)
         check_policy(self)
         self._set_up_branches()
         self.sequence_lengths, self.response_lengths = response_lengths(self.train_dataset, args.max_length)
@@ -196,6 +196,14 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
         report_cut_responses(self.response_lengths, args.max_length)
         self._joint_data: torch.utils.data.Dataset = self.train_dataset
         self._set_up_patience()
+
+    def _complete_model(self, given: Any) -> None:
+        """What a loaded model lacks for a run: a configuration that can be saved, TRL's head for every cap, and its commit."""
+        make_saveable(self.model)
+        complete_fused_head(self.model)
+        config = base_causal_lm(self.model).config
+        if given == config.name_or_path:  # not an adapter's folder, whose revision is another repository's
+            note_commit(config, (self.args.model_init_kwargs or {}).get("revision"))
 
     def _set_up_patience(self) -> None:
         if self.args.iteration_patience is not None:
@@ -299,8 +307,8 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
         recorder = RunRecorder(
             {
                 "method": self._name,
-                "model": config._name_or_path,
-                "model_revision": getattr(config, "_commit_hash", None),
+                "model": config.name_or_path,
+                "model_revision": commit_hash(config),
                 "data": self.data_fingerprint,
                 "rows": rows,
                 "rendered_on": self.rendered_on.isoformat(),
@@ -424,7 +432,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _checkpoint_folder(self, trial) -> Path:
-        return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        return Path(self._get_output_dir(trial), f"{CHECKPOINT_PREFIX}-{self.state.global_step}")
 
     def _save_checkpoint(self, model, trial):
         check_weights(self.model, self.state.global_step)
@@ -434,7 +442,7 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
         """As [`~transformers.Trainer.save_model`], without the pickled arguments, which may hold a token: see `run.json`."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_FILE).unlink(missing_ok=True)
         if not _internal_call:
             save_model_card(self, output_dir or self.args.output_dir)
 
@@ -451,13 +459,12 @@ class IterativeSFTTrainer(PlannedSFTTrainer):
 
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)
-        if self.rolls_out and isinstance(sampler, LengthGroupedSampler):
+        if self.rolls_out and is_length_grouped(sampler):
             return GroupedByEpoch(sampler, self.args.seed, lambda: self._epoch)
         return sampler
 
     def _joint_dataloader(self) -> DataLoader:
-        # One prepared loader at a time: accelerate keeps a reference to each, and would save all their states.
-        self.accelerator._dataloaders.clear()
+        forget_dataloaders(self.accelerator)  # one prepared loader at a time
         return self._get_dataloader(
             dataset=self._joint_data,
             description="Training",

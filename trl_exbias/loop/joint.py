@@ -1,8 +1,4 @@
-"""Training on a batch of gold rows with their branches: the layout, the joint loss, and what is logged of it.
-
-Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Trainer`'s `_prepare_input` and
-`_get_num_items_in_batch`, `SFTTrainer`'s `_metrics`, `_total_train_tokens`, `_tp_size`.
-"""
+"""Training on a batch of gold rows with their branches: the layout, the joint loss, and what is logged of it."""
 
 import logging
 

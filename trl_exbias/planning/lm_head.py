@@ -9,10 +9,9 @@ TRL 1.16 (`trl/kernels/chunked_logprob.py`) and of `trl_exbias/core/distillation
 from dataclasses import dataclass
 
 import torch
-from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
-from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from ..core.distillation import _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ELSEWHERE
+from ..core.upstream import fused_head_tile
 
 
 # Float32 tiles besides the buffer of the matrix product, where the tile is folded with torch's own operations (no Triton):
@@ -58,8 +57,9 @@ def fused_head(
         head_dtype, compute_dtype (`torch.dtype`): What the weight is stored in, and what is computed in.
         trained (`bool`): Whether the head's weight has a gradient.
     """
-    rows, columns = min(positions, TOKEN_CHUNK_SIZE), min(vocab_size, _CHUNKED_LOGPROB_CHUNK_SIZE)
-    chunks = rows * _CHUNKED_LOGPROB_CHUNK_SIZE * compute_dtype.itemsize
+    most_rows, most_columns = fused_head_tile()
+    rows, columns = min(positions, most_rows), min(vocab_size, most_columns)
+    chunks = rows * most_columns * compute_dtype.itemsize
     if on_cpu:
         chunks += round((_TILES_TORCH + _TILES_SOFTCAP * softcap) * 4 * rows * columns)
     if head_dtype != compute_dtype:

@@ -13,11 +13,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig
 
 from ..core.errors import UsageError
 from ..core.files import flush, write_atomically
+from ..core.upstream import CHECKPOINT_PREFIX, rotate_checkpoints
 from .errors import NotWrittenError
 
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WHOLE = "whole.json"
-_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+_NAME = re.compile(rf"{CHECKPOINT_PREFIX}-(\d+)")
 # TRL's and transformers' own settings that a step depends on. Those of our configs all count, except for what follows.
 _INHERITED = (
     *("seed", "data_seed", "full_determinism", "max_steps", "num_train_epochs", "max_length", "bf16", "fp16", "optim"),
@@ -98,17 +98,12 @@ def save_complete(trainer: "IterativeSFTTrainer", folder: Path, write: Any) -> N
         raise NotWrittenError(folder, error, kept) from error
     trainer.processes.wait()  # none looks for it before it is whole
     if args.should_save:
-        rotate_checkpoints(
-            output_dir=str(folder.parent),
-            save_total_limit=limit,
-            best_model_checkpoint=trainer.state.best_model_checkpoint,
-            use_mtime=True,
-        )
+        rotate_checkpoints(folder.parent, limit, trainer.state.best_model_checkpoint)
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
     """The checkpoint with the most steps that is whole; others are named in a warning and passed over."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _NAME.fullmatch(path.name)]
+    found = [path for path in Path(output_dir).glob(f"{CHECKPOINT_PREFIX}-*") if _NAME.fullmatch(path.name)]
     for path in sorted(found, key=lambda path: -int(_NAME.fullmatch(path.name)[1])):
         problem = completeness_problem(path)
         if problem is None:
@@ -161,7 +156,7 @@ def checkpoint_to_resume(trainer: "IterativeSFTTrainer", wanted: str | bool | No
     _check_same_run(folder, run_identity(trainer))
     engine = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     if trainer.args.world_size > 1 and trainer.accelerator.device.type == "cpu" and not engine:
-        # transformers 5.17 reads it with `map_location=cpu:0`, which torch does not know.
+        # transformers reads it with `map_location=cpu:0`, which torch does not know.
         raise UsageError(
             "transformers cannot load an optimizer's state into several processes on CPUs. Resume under DeepSpeed, or on GPUs."
         )

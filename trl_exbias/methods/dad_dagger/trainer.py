@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from trl.models.utils import _ForwardRedirection
 
 from ...core.branches import GOLD, Branch, lay_out
 from ...core.data import Example
@@ -27,6 +26,7 @@ from ...core.losses import LossTerm, kind_factors, sum_by_kind
 from ...core.modeling import LMHead, backbone, positions_of, read_backbone
 from ...core.sharding import gathered, loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
+from ...core.upstream import forward_redirection
 from ...loop.iterative import IterativeSFTTrainer
 from ...loop.multimodal import load_processing_class, text_tokenizer
 from ...loop.preparation import Preparation
@@ -41,9 +41,6 @@ from .trajectories import cut_documents, cut_responses, report_uncut
 
 
 logger = logging.getLogger(__name__)
-
-# A private surface of TRL 1.16 in this file: `_ForwardRedirection`, with which TRL's own `DistillationTrainer` runs a loss
-# inside the wrapped forward, so that DDP, DeepSpeed and FSDP see one.
 
 
 class DaDDaggerTrainer(IterativeSFTTrainer):
@@ -156,7 +153,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             self._set_up_teacher()
         self._soft_labels = SoftLabelPhase(self)
         self._resident_teacher: torch.nn.Module | None = None
-        self._forward_redirection = _ForwardRedirection()
+        self._forward_redirection = forward_redirection()
 
     # The method
 
@@ -373,7 +370,7 @@ def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None
     coefficient = args.router_aux_loss_coef
     if coefficient is None:
         coefficient = getattr(text, "router_aux_loss_coef", 0.0)
-    # As TRL 1.16 decides it: `output_router_logits` in the model's configuration is overridden.
+    # As TRL decides it: `output_router_logits` in the model's configuration is overridden.
     if hasattr(text, "output_router_logits") and coefficient != 0:
         raise UsageError(
             "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "

@@ -13,6 +13,7 @@ from ...core.errors import UsageError
 from ...core.merging import merged_copy, why_not_merged
 from ...core.modeling import base_causal_lm, is_multimodal
 from ...core.sharding import full_state
+from ...core.upstream import commit_hash
 from .base_weights import differs_from_disk
 
 
@@ -115,7 +116,7 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
     base = base_causal_lm(model)
     rank = model.active_peft_config.r
     options = {
-        "revision": getattr(base.config, "_commit_hash", None),
+        "revision": commit_hash(base.config),
         "max_lora_rank": next(r for r in _LORA_RANKS if r >= rank),
         "max_loras": 1,
         "quantization": "bitsandbytes" if quantized is not None else None,
