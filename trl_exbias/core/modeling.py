@@ -173,15 +173,15 @@ def inference(model: nn.Module) -> Iterator[None]:
 
     Evaluation mode switches off dropout, NEFTune noise and gradient checkpointing (all of which act in training mode
     only); no graph is recorded; an attention implementation that takes no custom mask (FlashAttention-2) is replaced
-    by `sdpa` for the time being.
+    by `sdpa` for the time being (`eager`, where an architecture has no `sdpa`).
     """
     base = base_causal_lm(model)
     training = [module for module in model.modules() if module.training]
     implementation = attention_implementation(base.config)
     try:
         model.eval()
-        if implementation not in MASKABLE_IMPLEMENTATIONS and supports_sdpa(base):
-            base.set_attn_implementation("sdpa")
+        if implementation not in MASKABLE_IMPLEMENTATIONS:
+            base.set_attn_implementation("sdpa" if supports_sdpa(base) else "eager")
         with torch.no_grad():
             yield
     finally:

@@ -178,7 +178,7 @@ def check_releases(tested: dict[str, tuple[str, str]], surfaces: Iterable[Surfac
     untested = [
         f"{package} {version} (tested: {oldest} to {newest})"
         for package, (oldest, newest) in tested.items()
-        if not _minor(oldest) <= _minor(version := metadata.version(package)) <= _minor(newest)
+        if not is_within(version := metadata.version(package), oldest, newest)
     ]
     if not untested:
         return
@@ -193,8 +193,10 @@ def check_releases(tested: dict[str, tuple[str, str]], surfaces: Iterable[Surfac
     )
 
 
-def _minor(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+def is_within(version: str, oldest: str, newest: str) -> bool:
+    """Whether a release is of one of two minor versions, or between them."""
+    minor, first, last = (tuple(map(int, re.findall(r"\d+", text)[:2])) for text in (version, oldest, newest))
+    return first <= minor <= last
 
 
 def _parameters(function: Any) -> dict[str, inspect.Parameter]:

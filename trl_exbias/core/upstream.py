@@ -4,6 +4,7 @@
 functions: a release that has taken one thing away breaks what uses it, and the list still says all that is gone.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 #: Of transformers' Trainer: what a checkpoint's folder begins with, and the file of pickled arguments.
 CHECKPOINT_PREFIX = "checkpoint"
 TRAINING_ARGS_FILE = "training_args.bin"
+#: What models call the memory of the tokens read so far: all of them alike in new releases of transformers; before, attention,
+#: Mamba and xLSTM, and RWKV.
+CACHES = ("cache", "past_key_values", "cache_params", "state")
 #: Environment variable: while it is "true", only the first process loads weights.
 LOADED_BY_ONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 #: How `GenerationConfig.validate` lists what has no effect.
@@ -143,6 +147,12 @@ def put_back_rescaled_weights(module: "nn.Module") -> None:
     """
     if hasattr(module, "_rescale_layers"):
         module._rescale_layers()
+
+
+def cache_argument(module: "nn.Module") -> str:
+    """What a backbone's forward calls the cache of its attention."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in CACHES if name in parameters), "past_key_values")
 
 
 def checkpointed_layers(model: "nn.Module") -> "list[nn.Module]":

@@ -67,7 +67,7 @@ SURFACES: tuple[Surface, ...] = (
     Attributes(_SFT, _LOOP, "_signature_columns _train_batch_size callback_handler control model_wrapped"),
     Attributes(_SFT, _PLANNED, "_created_lr_scheduler lr_scheduler"),
     Attributes("transformers:Trainer", "loop/iteration_best.py", "is_in_train"),
-    Attributes(_SFT, "hub/model_card.py", "_tag_names _name _paper"),
+    Attributes(_SFT, "methods/rac.py", "_tag_names _name _paper"),
     Attributes("trl:SFTConfig", "loop/config.py", "_VALID_DICT_FIELDS"),
     Attributes("transformers.trainer_callback:CallbackHandler", _LOOP, "callbacks train_dataloader"),
     # transformers' other parts

@@ -1,5 +1,6 @@
 """The model of a run on the meta device: which parameters there are, of which type, and which are trained."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Pret
 
 from ..core.modeling import LMHead, base_causal_lm, model_class
 from ..core.trainable import freeze_all_but
-from ..core.upstream import checkpointed_layers, from_config, is_stateful
+from ..core.upstream import checkpointed_layers, from_config, is_stateful, supports_sdpa
 from .activations import ATTENTION
 from .placement import Placement
 
@@ -122,14 +123,18 @@ def meta_model(
     Raises:
         ValueError: if the adapters or `trainable_modules` do not fit the model.
     """
+    config = copy.deepcopy(config)  # a model writes its attention into it
     with torch.device("meta"):
         options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
         try:
             if attn_implementation == "eager":
                 raise KeyError
             model = _from_config(config, attn_implementation=ATTENTION, **options)
+            if attn_implementation is None and not supports_sdpa(model):
+                raise KeyError
         except (KeyError, ValueError):
-            # Architectures whose attention is chosen from a table of their own (GPT-Neo), and what was asked for.
+            # What was asked for, what an architecture comes with where it has no fused attention, and those whose attention is
+            # chosen from a table of their own (GPT-Neo).
             model = _from_config(config, attn_implementation="eager", **options)
         if peft_config is not None:
             from peft import get_peft_model

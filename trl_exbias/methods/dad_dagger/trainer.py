@@ -32,7 +32,7 @@ from ...loop.multimodal import load_processing_class, text_tokenizer
 from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
-from ...rollouts.vllm.verbs import MAX_EXCLUDED
+from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from ..plans import DaDDaggerPlan
 from .config import DaDDaggerConfig
 from .soft_label_phase import SoftLabelPhase
