@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: setup demo test test-slow test-faults bench gpu-bundle bench-gpu lint clean
+.PHONY: setup demo test test-slow test-faults test-matrix bench gpu-bundle bench-gpu lint clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,31 @@ demo: setup
 # Of the GPU tests, those that are quick on a CPU.
 test: setup lint
 	EXBIAS_GPU_TESTS_DEVICE=cpu-quick OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 25
+
+# What depends on the releases of TRL, transformers and torch: with the oldest, the pinned and the newest ones, each in an
+# environment of its own. TRL 1.15 computes the loss with Triton alone, which is interpreted here.
+MATRIX := tests/test_upstream.py tests/test_layout.py tests/core tests/chat tests/hub tests/loop tests/methods tests/planning \
+	tests/rollouts/local tests/rollouts/test_counting.py tests/rollouts/test_noise.py tests/rollouts/test_sampling.py tests/run \
+	tests/settings
+PYTHON_OLDEST ?= python3.11
+PYTHON_NEWEST ?= python3.13
+
+test-matrix: setup $(VENV)-oldest/.installed $(VENV)-newest/.installed
+	for venv in $(VENV)-oldest $(VENV) $(VENV)-newest; do \
+		$$venv/bin/python -m pip list | grep -E "^(torch|trl|transformers|accelerate|peft|datasets) "; \
+		TRITON_INTERPRET=$$(case $$venv in *-oldest) echo 1;; *) echo 0;; esac) OMP_NUM_THREADS=1 \
+		$$venv/bin/python -m pytest $(MATRIX) --numprocesses $(WORKERS) --dist loadfile || exit 1; done
+
+$(VENV)-oldest/.installed: pyproject.toml .ci/oldest.txt
+	$(PYTHON_OLDEST) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint .ci/oldest.txt torch
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint .ci/oldest.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)-newest/.installed: pyproject.toml
+	$(PYTHON_NEWEST) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager torch --editable ".[dev]"
+	touch $@
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile
@@ -51,4 +76,4 @@ lint: setup
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist *.egg-info
