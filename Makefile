@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: setup demo test test-slow test-faults coverage bench gpu-bundle bench-gpu lint clean
+.PHONY: setup demo test test-slow test-faults test-matrix coverage bench gpu-bundle bench-gpu lint clean
 
 setup: $(VENV)/.installed
 
@@ -55,4 +55,4 @@ lint: setup
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist htmlcov .coverage* *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist htmlcov .coverage* *.egg-info

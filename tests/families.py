@@ -1,5 +1,6 @@
 """Tiny models of architectures that are not plain transformers: recurrent, hybrid, with capped or scaled logits, multimodal."""
 
+import pytest
 import torch
 import transformers as hf
 from transformers import PreTrainedModel
@@ -144,7 +145,12 @@ OTHERS = {
 def family(name: str, seed: int = 0) -> PreTrainedModel:
     """A tiny model of an architecture, with weights large enough for its distributions to be peaked."""
     torch.manual_seed(seed)
-    model = {**OTHERS, **FINISHED, **RECURRENT}[name]()
+    try:
+        model = {**OTHERS, **FINISHED, **RECURRENT}[name]()
+    except AttributeError as error:
+        if "module transformers has no attribute" not in str(error):
+            raise
+        pytest.skip(f"not in this release: {error}")
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.dim() > 1:

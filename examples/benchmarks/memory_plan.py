@@ -55,7 +55,7 @@ PARTS = ("weights", "optimizer", "LM head", "distillation", "activations")
 def build(name: str) -> PreTrainedModel:
     """The model with its weights, in training mode, as the trainers have it on a CPU."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="sdpa", dtype=torch.float32).train()
+    return AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32).train()
 
 
 def predicted(name: str) -> dict[str, int]:

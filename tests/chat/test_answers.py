@@ -33,6 +33,8 @@ def test_calls_and_reasoning_are_as_the_template_renders_them(name):
     called = answer_text(tokenizer, ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]})
     if name in ("gemma", "lfm2", "llama3") or name.startswith(WITHOUT_CALLS):
         assert called == ""
+    elif name.startswith("deepseek_r1") and not keeps_null(tokenizer):
+        assert called == ""  # its template renders calls beside a content of null alone
     else:
         assert "weather" in called
         assert "Oslo" in called
@@ -41,6 +43,16 @@ def test_calls_and_reasoning_are_as_the_template_renders_them(name):
         assert "QUESTION" not in said
         assert not any(end in said for end in ends)
         assert said.count("<think>") == said.count("</think>")
+
+
+def keeps_null(tokenizer) -> bool:
+    """Whether transformers hands a content of null on to the template: some releases leave it out."""
+    said = tokenizer.apply_chat_template(
+        [{"role": "assistant", "content": None}],
+        chat_template="{% for message in messages %}{{ 'content' in message }}{% endfor %}",
+        tokenize=False,
+    )
+    return said == "True"
 
 
 def test_text_is_the_text():

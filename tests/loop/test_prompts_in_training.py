@@ -27,9 +27,9 @@ from trl_exbias.core.joint_dataset import JointDataset, labelled
 from trl_exbias.rollouts.noise import derive_seed
 from trl_exbias.run.rollout_store import RolloutStore
 
+from ..chat.test_stop_tokens import of as published_tokenizer
 from ..reference import losses as reference_losses
 from ..reference import rollouts as reference_rollouts
-from ..templates.test_stop_tokens import of as published_tokenizer
 from ..tiny import conversations, published_template, tiny_model, tokenizer_of
 from .runs import config, logged, trainer
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
 
+from ..core.upstream import common_prefix_length
 from .conversations import conversation, message_of, template_kwargs_of, tools_of
 from .stop_tokens import turn_end
 from .template_form import REFUSALS, Message, form_of, reasoning_of, render, text_of

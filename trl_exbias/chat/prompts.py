@@ -1,8 +1,5 @@
 """The prompt that inference gives the model, and where a row's gold response stands to it.
 
-Touches private surfaces of TRL 1.16: `trl.data_utils._tokenize` and `common_prefix_length`, so that a response starts
-exactly where TRL's own completion mask would start it.
-
 A rollout goes on from inference's prompt. Gold's training tokens need not begin with that: a template may render an answer
 otherwise in a conversation (without the `<think>` that the prompt ends with), tokens may merge across the boundary, and TRL
 trains with another template where it needs marks of what the assistant says (`assistant_only_loss`). Then the gold branch
@@ -18,10 +15,10 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import _tokenize, common_prefix_length
 
 from ..core.branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS
 from ..core.errors import UsageError
+from ..core.upstream import common_prefix_length, tokenize
 from .conversations import conversation, message_of, template_kwargs_of, tools_of
 from .stop_tokens import silence_test, turn_end
 from .template_form import Message, adapted, form_of
@@ -41,7 +38,7 @@ def prompt_ids(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, chat_tem
     `tools` and its `chat_template_kwargs`.
     """
     if isinstance(row.get("prompt"), str):
-        return _tokenize(tokenizer, row["prompt"])["input_ids"]
+        return tokenize(tokenizer, row["prompt"])
     return conversation_prompt_ids(tokenizer, conversation(row)[:-1], row, chat_template)
 
 
@@ -59,13 +56,13 @@ def token_ids(
     text_field: str = "text",
     chat_template: str | None = None,
 ) -> list[int]:
-    """The whole row as TRL 1.16 tokenises it, before truncation: a conversation through its template, text with EOS behind it."""
+    """The whole row as TRL tokenises it, before truncation: a conversation through its template, text with EOS behind it."""
     if form == "tokenized":
         return row["input_ids"]
     if form == "text" or isinstance(row.get("prompt"), str):
         text = row[text_field] if form == "text" else row["prompt"] + row["completion"]
         end = tokenizer.eos_token or ""
-        return _tokenize(tokenizer, text if text.endswith(end) else text + end)["input_ids"]
+        return tokenize(tokenizer, text if text.endswith(end) else text + end)
     return _conversation_ids(tokenizer, conversation(row), row, chat_template)
 
 
@@ -206,7 +203,7 @@ def report_cut_responses(lengths: np.ndarray, max_length: int | None) -> None:
 def _conversation_ids(tokenizer, messages, row, chat_template, **more) -> list[int]:
     messages = adapted([message_of(message) for message in messages], form_of(tokenizer, chat_template))
     kwargs = {**more, **template_kwargs_of(row)}
-    return _tokenize(tokenizer, messages, chat_template=chat_template, tools=tools_of(row), **kwargs)["input_ids"]
+    return tokenize(tokenizer, messages, chat_template=chat_template, tools=tools_of(row), **kwargs)
 
 
 def _reference(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
 
 from ..core.errors import UsageError
+from ..core.upstream import common_prefix_length
 from .template_form import REFUSALS, Message, render
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+from ..core.upstream import launch
 from ..run.errors import RESUME_EXIT_CODE
 
 
@@ -22,7 +23,6 @@ def run_launcher(arguments: argparse.Namespace) -> int:
     Returns:
         `int`: The script's exit status; [`RESUME_EXIT_CODE`] where it was told to go and has saved.
     """
-    from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -31,7 +31,7 @@ def run_launcher(arguments: argparse.Namespace) -> int:
         # With several processes torch's launcher puts its own handler here, which does the same.
         signal.signal(signal.SIGTERM, _hand_on)
     try:
-        launch_command(arguments)
+        launch(arguments)
     except subprocess.CalledProcessError as failure:
         return failure.returncode if failure.returncode >= 0 else 128 - failure.returncode
     except ChildFailedError as failure:

@@ -25,12 +25,11 @@ def launch(name: str, argv: list[str]) -> int:
         return exit_with(error)
     if "--help" in argv or "-h" in argv:
         return script(name, ["--help"])
-    from accelerate.commands.launch import launch_command_parser
-
+    from ..core.upstream import launch_parser
     from .launcher import run_launcher
 
     script_args = _without(argv, launch_args)
-    arguments = launch_command_parser().parse_args([*accelerate_args, "-m", *_script(method), *script_args])
+    arguments = launch_parser().parse_args([*accelerate_args, "-m", *_script(method), *script_args])
     _use_all_cores(arguments.num_processes or 1)
     return run_launcher(arguments)
 

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from trl.data_utils import common_prefix_length
+
+from .upstream import common_prefix_length
 
 
 GOLD = "gold"

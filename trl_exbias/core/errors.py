@@ -29,6 +29,10 @@ class MissingPackageError(UsageError, ImportError):
     """An optional package that is needed for this is not installed."""
 
 
+class UnsupportedReleaseError(UsageError, ImportError):
+    """An installed package has not what this one stands on; lists what is missing."""
+
+
 class DoesNotFitError(ExbiasError, RuntimeError):
     """A device's memory cannot hold what is needed at least."""
 

@@ -7,6 +7,7 @@ from datasets import Dataset
 from torch import nn
 
 from .sharding import compute_device, local_part, reshard
+from .upstream import plain_name, whole_shape
 
 
 _CHUNK_ELEMENTS = 1 << 22
@@ -24,16 +25,10 @@ def weights_fingerprint(model: nn.Module, trainable_only: bool = True) -> str:
     # What FSDP2 holds whole for a while may be a half-precision copy.
     reshard(model)
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted((_plain(name), parameter) for name, parameter in model.named_parameters()):
+    for name, parameter in sorted((plain_name(name), parameter) for name, parameter in model.named_parameters()):
         if parameter.requires_grad or not trainable_only:
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            digest.update(f"{name}:{tuple(shape)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
+            digest.update(f"{name}:{whole_shape(parameter)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
     return digest.hexdigest()
-
-
-def _plain(name: str) -> str:
-    """A parameter's name without what activation checkpointing and `torch.compile` put into it."""
-    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
 
 
 @torch.no_grad()

@@ -1,19 +1,16 @@
 """A model's configurations, made such that they can be saved: transformers refuses to write what it reads with a warning."""
 
 import logging
-import re
 import tempfile
 
 from transformers import GenerationConfig, PreTrainedModel
 
 from .errors import UsageError
 from .modeling import base_causal_lm
+from .upstream import WITHOUT_EFFECT
 
 
 logger = logging.getLogger(__name__)
-
-# How transformers 5.17 lists what has no effect (`GenerationConfig.validate`).
-_WITHOUT_EFFECT = re.compile(r"^- `(\w+)`: ", re.MULTILINE)
 
 
 def make_saveable(model: PreTrainedModel) -> None:
@@ -41,7 +38,7 @@ def _mend(config: GenerationConfig, name: str) -> None:
     try:
         config.validate(strict=True)
     except ValueError as error:
-        for setting in _WITHOUT_EFFECT.findall(str(error)):
+        for setting in WITHOUT_EFFECT.findall(str(error)):
             left_out[setting] = getattr(config, setting)
             setattr(config, setting, None)
     try:

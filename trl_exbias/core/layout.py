@@ -15,6 +15,7 @@ from .modeling import (
     model_device,
     read_backbone,
 )
+from .upstream import attention_implementation
 
 
 def branch_attention_mask(
@@ -63,7 +64,7 @@ def check_shared_context(model: torch.nn.Module, packed: bool = False) -> str | 
         packed (`bool`): Whether two contexts share the row.
     """
     base = base_causal_lm(model)
-    implementation = base.config._attn_implementation
+    implementation = attention_implementation(base.config)
     if implementation not in MASKABLE_IMPLEMENTATIONS:
         return f"`attn_implementation={implementation!r}` takes no mask of ours ('sdpa' does)"
     examples = _trial_examples(LMHead(model).vocab_size)[: 2 if packed else 1]

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from .modeling import base_causal_lm
+from .upstream import from_config
 
 
 # Relative: of a layer's output in float32.
@@ -66,7 +67,7 @@ def _outline(model: PeftModel) -> PeftModel:
     base = base_causal_lm(model)
     plain = next(cls for cls in type(base).__mro__ if not issubclass(cls, FSDPModule))
     with torch.device("meta"):
-        return get_peft_model(plain._from_config(copy.deepcopy(base.config)), adapter)
+        return get_peft_model(from_config(plain, copy.deepcopy(base.config)), adapter)
 
 
 def _tensor_beside_the_state(module: nn.Module) -> str | None:

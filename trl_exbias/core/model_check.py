@@ -12,9 +12,8 @@ from torch import nn
 
 from .errors import UsageError
 from .modeling import LMHead, backbone, base_causal_lm, inference, model_device, read_backbone
+from .upstream import add_fused_head
 
-
-# A private surface of TRL 1.16 in this file: `add_fused_lm_head`, which computes the loss of a training step.
 
 _LENGTH = 8
 #: Of the largest raw logit at each position: from where any head is linear to far above every cap.
@@ -88,11 +87,10 @@ def complete_fused_head(model: nn.Module) -> None:
     config, softcap = base.config.get_text_config(), LMHead(model).softcap
     if softcap == getattr(config, "final_logit_softcapping", None):
         return
-    from trl.trainer.utils import add_fused_lm_head  # late: with PEFT, of which `exbias check` has no need
 
     config.final_logit_softcapping = softcap
     try:
-        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))  # as SFTTrainer does
+        add_fused_head(base)
     finally:
         del config.final_logit_softcapping
 

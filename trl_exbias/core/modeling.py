@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .sharding import compute_device, in_forward
+from .upstream import attention_implementation, put_back_rescaled_weights, supports_sdpa
 
 
 def base_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -26,7 +27,7 @@ def is_multimodal(config: PretrainedConfig) -> bool:
 
 
 def model_class(config: PretrainedConfig) -> type:
-    """What loads a model of this configuration, as TRL 1.16 does: the whole of a multimodal one, of whatever auto class."""
+    """What loads a model of this configuration, as TRL does: the whole of a multimodal one, of whatever auto class."""
     name = (config.architectures or [""])[0]
     if name.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
         return getattr(transformers, name, AutoModelForCausalLM)
@@ -158,7 +159,7 @@ def attention_mask_4d(allowed: torch.Tensor, config: PretrainedConfig) -> torch.
 
     `sdpa` reads booleans; `eager` adds the mask to its scores, so a boolean one would be silently wrong.
     """
-    if config._attn_implementation == "sdpa":
+    if attention_implementation(config) == "sdpa":
         return allowed
     mask = torch.zeros(allowed.shape, device=allowed.device)
     # Half precision's range: the mask may be cast to the dtype of the scores.
@@ -190,28 +191,25 @@ def inference(model: nn.Module) -> Iterator[None]:
 
     Evaluation mode switches off dropout, NEFTune noise and gradient checkpointing (all of which act in training mode
     only); no graph is recorded; an attention implementation that takes no custom mask (FlashAttention-2) is replaced
-    by `sdpa` for the time being. What is read has another shape each time: see [`without_attention_plans`].
+    by `sdpa` for the time being (`eager`, where an architecture has no `sdpa`). What is read has another shape each time: see [`without_attention_plans`].
     """
     base = base_causal_lm(model)
     training = [module for module in model.modules() if module.training]
-    implementation = base.config._attn_implementation
+    implementation = attention_implementation(base.config)
     try:
         model.eval()
-        if implementation not in MASKABLE_IMPLEMENTATIONS and base._supports_sdpa:
-            base.set_attn_implementation("sdpa")
+        if implementation not in MASKABLE_IMPLEMENTATIONS:
+            base.set_attn_implementation("sdpa" if supports_sdpa(base) else "eager")
         with torch.no_grad(), without_attention_plans():
             yield
     finally:
-        if base.config._attn_implementation != implementation:
+        if attention_implementation(base.config) != implementation:
             base.set_attn_implementation(implementation)
         # Module by module: a frozen part that the user keeps in evaluation mode stays in it.
         for module in training:
             module.training = True
         for module in training:
-            if hasattr(module, "_rescale_layers"):
-                # RWKV divides weights in place when it is run in evaluation mode, and undoes it at the next forward in
-                # training: a checkpoint written in between would hold the divided ones.
-                module._rescale_layers()
+            put_back_rescaled_weights(module)
 
 
 def agreement_tolerance(model: nn.Module, dtype: torch.dtype) -> float:

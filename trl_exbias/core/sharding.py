@@ -8,23 +8,29 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
-from transformers.integrations import deepspeed as hf_deepspeed
+
+from .upstream import (
+    LOADED_BY_ONE,
+    deepspeed_engine,
+    gathered_in_forward,
+    is_partitioned,
+    set_loading_plan,
+    shard_with_fsdp2,
+    zero3_part,
+)
 
 
-# transformers 5.17 (`distributed/fsdp.py`, `is_fsdp_enabled`): while it is "true", only the first process loads weights.
-_LOADED_BY_ONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _T = TypeVar("_T")
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a forward of the model is a collective operation, since no process has all of its weights."""
-    return isinstance(model, FSDPModule) or any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
+    return isinstance(model, FSDPModule) or any(map(is_partitioned, model.parameters()))
 
 
 def in_forward(model: nn.Module, function: Callable[[], _T]) -> _T:
@@ -55,17 +61,15 @@ def reshard(model: nn.Module) -> None:
 @contextlib.contextmanager
 def gathered(*projections: nn.Module) -> Iterator[None]:
     """
-    LM heads whole, for a loss that reads their weights. Inside the wrapped model's forward only (TRL 1.16's
-    `maybe_gather_lm_head_ctx` says why). Does nothing for heads that are whole already.
+    LM heads whole, for a loss that reads their weights. Inside the wrapped model's forward only. Does
+    nothing for heads that are whole already.
     """
     for projection in projections:
         if isinstance(projection, FSDPModule):
             # Not `DTensor.full_tensor`: its backward would leave each process with its own rows' gradient.
             projection.unshard()
-    from trl.trainer.utils import maybe_gather_lm_head_ctx  # late: with PEFT, of which `exbias check` has no need
-
     parameters = (parameter for projection in projections for parameter in (projection.weight, projection.bias))
-    with maybe_gather_lm_head_ctx(*(p for p in parameters if hasattr(p, "ds_status"))):
+    with gathered_in_forward(parameters):
         yield
 
 
@@ -73,18 +77,18 @@ def gathered(*projections: nn.Module) -> Iterator[None]:
 def loaded_whole(args: TrainingArguments) -> Iterator[None]:
     """Models loaded in the block are whole on each process, also where others are loaded in slices or by one process."""
     config = getattr(args, "hf_deepspeed_config", None)
-    by_one = os.environ.get(_LOADED_BY_ONE)
-    hf_deepspeed.unset_hf_deepspeed_config()
-    os.environ[_LOADED_BY_ONE] = "false"
+    by_one = os.environ.get(LOADED_BY_ONE)
+    set_loading_plan(None)
+    os.environ[LOADED_BY_ONE] = "false"
     try:
         yield
     finally:
         if by_one is None:
-            del os.environ[_LOADED_BY_ONE]
+            del os.environ[LOADED_BY_ONE]
         else:
-            os.environ[_LOADED_BY_ONE] = by_one
+            os.environ[LOADED_BY_ONE] = by_one
         if config is not None:
-            hf_deepspeed.set_hf_deepspeed_config(config)
+            set_loading_plan(config)
 
 
 def shard_for_inference(model: nn.Module, accelerator: Accelerator) -> tuple[nn.Module, object]:
@@ -96,14 +100,12 @@ def shard_for_inference(model: nn.Module, accelerator: Accelerator) -> tuple[nn.
         The model, and what has to be kept for as long as it is used.
     """
     if accelerator.state.deepspeed_plugin is not None:
-        from trl.models import prepare_deepspeed
-
         # The engine takes its hooks off the model when it goes.
-        engine = prepare_deepspeed(model, accelerator)
+        engine = deepspeed_engine(model, accelerator)
         return engine.module, engine
     if accelerator.is_fsdp2:
         # Not TRL's `prepare_fsdp`, which makes one unit of a whole model: it would stay whole after its first forward.
-        fsdp2_prepare_model(accelerator, model)
+        shard_with_fsdp2(accelerator, model)
     return model, None
 
 
@@ -125,7 +127,7 @@ def full_state(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator, t
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(model, options=options)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with _whole([p for p in trained.values() if hasattr(p, "ds_tensor")]):
+    with _whole([*filter(is_partitioned, trained.values())]):
         return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained.items()}
 
 
@@ -142,11 +144,8 @@ def local_part(parameter: torch.Tensor) -> tuple[torch.Tensor, int, "torch.distr
     What this process holds of a parameter: the elements, the place of the first one in the whole flat parameter, and the
     group over which the parts make it up (`None`: the whole is here).
     """
-    if hasattr(parameter, "ds_tensor"):
-        # ZeRO-3 (DeepSpeed 0.19): each process holds a slice of the flat weights, the last one with padding.
-        group, part = parameter.ds_process_group, parameter.ds_tensor
-        offset = torch.distributed.get_rank(group) * part.ds_numel
-        return part.detach()[: max(0, parameter.ds_numel - offset)], offset, group
+    if is_partitioned(parameter):
+        return zero3_part(parameter)
     if not isinstance(parameter, DTensor):
         return parameter.detach(), 0, None
     sharded = [dim for dim, placement in enumerate(parameter.placements) if not placement.is_replicate()]

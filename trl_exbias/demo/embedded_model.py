@@ -98,7 +98,7 @@ def _convert(gguf: Path, to: Path) -> None:
     # A model that remembers being quantised cannot be saved: the weights go into one that was never.
     config = loaded.config
     del config.quantization_config
-    config._name_or_path = _NAME
+    config.name_or_path = _NAME
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(loaded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(**source)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import MissingPackageError, UsageError
+from ..core.upstream import commit_hash
 from .figures import Figure
 
 
@@ -146,9 +147,9 @@ def _load(name: str) -> "SentenceTransformer":
 def _identity(encoder: "SentenceTransformer", given: Any) -> dict[str, Any]:
     """Which embeddings these are: other models' distances are not comparable."""
     config = getattr(encoder[0], "config", None) or getattr(getattr(encoder[0], "auto_model", None), "config", None)
-    name = given if isinstance(given, str) else (getattr(config, "_name_or_path", "") or type(encoder).__name__)
+    name = given if isinstance(given, str) else (getattr(config, "name_or_path", "") or type(encoder).__name__)
     return {
         "model": name,
-        "revision": getattr(config, "_commit_hash", None),
+        "revision": commit_hash(config),
         "max_seq_length": encoder.max_seq_length,
     }

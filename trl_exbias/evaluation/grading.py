@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ _THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,;:!]|\\ |~)+(?=\d{3}(?!\d))")
 _IS_LATEX = re.compile(r"(?<!\\)\$|\\\(|\\\[")
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """What came of grading one completion."""
 
     CORRECT = "correct"

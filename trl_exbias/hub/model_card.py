@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import ModelCardData
-from transformers.trainer_utils import has_length
 
 from ..core.modeling import base_causal_lm
+from ..core.upstream import commit_hash, has_length
 from ..run.run_directory import redact, versions
 from .markdown import fence, hub_link, plain, table
 
@@ -124,7 +124,7 @@ def gap_table(log_history: list[dict[str, Any]]) -> str | None:
 def _facts(trainer: Any, dataset_name: str | None) -> list[tuple[str, str]]:
     config = base_causal_lm(trainer.model).config
     found = [
-        ("Base model's revision", getattr(config, "_commit_hash", None)),
+        ("Base model's revision", commit_hash(config)),
         ("Data", dataset_name),
         ("Data's revision", ", ".join(_revisions(trainer.train_dataset)) or None),
         ("Rows", len(trainer.train_dataset) if has_length(trainer.train_dataset) else None),

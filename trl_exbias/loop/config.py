@@ -246,7 +246,7 @@ class IterativeSFTConfig(SFTConfig):
             TypeError: for another method's configuration.
         """
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
+            name = model if isinstance(model, str) else model.config.name_or_path
             return cls(f"{Path(name).name}-{trainer._name.replace(' ', '-')}")
         if isinstance(args, cls):
             return args

@@ -12,6 +12,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..core.errors import UsageError
+from ..core.upstream import set_rates
 from ..run.checkpoints import PLAN_SETTINGS, WHOLE
 from .plan import RunPlan
 
@@ -82,4 +83,4 @@ def resume_schedule(lr_scheduler: Any, optimizer: torch.optim.Optimizer, step: i
         )
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    schedule._last_lr = rates
+    set_rates(schedule, rates)

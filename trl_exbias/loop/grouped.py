@@ -4,25 +4,24 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..rollouts.noise import derive_seed
 
 
 class GroupedByEpoch(Sampler):
     """
-    A [`~transformers.trainer_pt_utils.LengthGroupedSampler`] whose shuffling follows from the seed and the epoch.
+    A sampler of batches of similar length whose shuffling follows from the seed and the epoch.
 
     By itself it draws from the global generator, whose state in the middle of an epoch is not the one that the epoch began
     with: a resumed run would shuffle once more, see some rows twice and others never.
 
     Args:
-        grouped ([`~transformers.trainer_pt_utils.LengthGroupedSampler`]): Does the grouping.
+        grouped (`torch.utils.data.Sampler`): Does the grouping; transformers' `LengthGroupedSampler`.
         seed (`int`): Of the run.
         epoch (`Callable[[], int]`): Says which epoch is being iterated over.
     """
 
-    def __init__(self, grouped: LengthGroupedSampler, seed: int, epoch: Callable[[], int]):
+    def __init__(self, grouped: Sampler, seed: int, epoch: Callable[[], int]):
         self.grouped, self.seed, self.epoch = grouped, seed, epoch
 
     def __len__(self) -> int:

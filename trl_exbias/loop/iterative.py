@@ -1,8 +1,4 @@
-"""The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`.
-
-Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Trainer`'s `_run_epoch`, `_get_dataloader`,
-`_save`, `_save_checkpoint`, and `SFTTrainer`'s `_prepare_dataset` and `_set_signature_columns_if_needed`.
-"""
+"""The loop that every method shares: SFT, then roll out and train on gold and rollouts together, in one `train()`."""
 
 import logging
 import time
@@ -16,16 +12,13 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import has_length
 
 from ..chat.data_checks import check_responses, check_tokenizer, check_train_dataset, readable_parts
 from ..chat.prompts import report_cut_responses, response_lengths
 from ..core.branches import OWN_COLUMNS, ROW
 from ..core.errors import UsageError
-from ..core.generation_config import make_saveable
-from ..core.model_check import complete_fused_head
 from ..core.modeling import base_causal_lm
+from ..core.upstream import commit_hash, forget_dataloaders, has_length, is_length_grouped
 from ..rollouts.vllm.engine import check_vllm
 from ..rollouts.vllm.policy import check_servable
 from ..run.checkpoints import checkpoint_to_resume
@@ -116,6 +109,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         if args.is_plain_sft:
             # Nothing is refused, nor changed, that TRL's own trainer takes (and computes right).
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+            self._complete_model(model)
             self._set_up_plain_sft()
             self._set_up_patience()
             return
@@ -142,8 +136,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         self._set_up_sampling(args.chat_template_kwargs or {})
         reject_unsupported(self.model, args, self.accelerator, getattr(self, "teacher", None) is not None)
         self._check_prepared(form == "tokenized")
-        make_saveable(self.model)
-        complete_fused_head(self.model)
+        self._complete_model(model)
         if args.rollout_engine == "vllm" and self.rolls_out:
             check_servable(self.model)
         self._check_policy()
@@ -247,8 +240,8 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         recorder = RunRecorder(
             {
                 "method": self._name,
-                "model": config._name_or_path,
-                "model_revision": getattr(config, "_commit_hash", None),
+                "model": config.name_or_path,
+                "model_revision": commit_hash(config),
                 "data": self.data_fingerprint,
                 "rows": rows,
                 "rendered_on": self.rendered_on.isoformat(),
@@ -328,13 +321,12 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
 
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)
-        if self.rolls_out and isinstance(sampler, LengthGroupedSampler):
+        if self.rolls_out and is_length_grouped(sampler):
             return GroupedByEpoch(sampler, self.args.seed, lambda: self._epoch)
         return sampler
 
     def _joint_dataloader(self) -> DataLoader:
-        # One prepared loader at a time: accelerate keeps a reference to each, and would save all their states.
-        self.accelerator._dataloaders.clear()
+        forget_dataloaders(self.accelerator)  # one prepared loader at a time
         return self._get_dataloader(
             dataset=self._joint_data,
             description="Training",

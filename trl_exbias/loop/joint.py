@@ -1,12 +1,9 @@
-"""Training on a batch of gold rows with their branches: the layout, the joint loss, and what is logged of it.
-
-Built on TRL 1.16 and transformers 5.17. The private surfaces it stands on: `Trainer`'s `_prepare_input` and
-`_get_num_items_in_batch`, `SFTTrainer`'s `_metrics`, `_total_train_tokens`, `_tp_size`.
-"""
+"""Training on a batch of gold rows with their branches: the layout, the joint loss, and what is logged of it."""
 
 import contextlib
 import logging
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import Trainer
@@ -20,6 +17,7 @@ from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_b
 from ..core.model_check import complete_fused_head
 from ..core.modeling import attention_window, base_causal_lm, without_attention_plans
 from ..core.packing import break_even_of
+from ..core.upstream import note_commit
 from .finite import check_loss
 from .joint_sums import JointSums
 
@@ -62,8 +60,14 @@ class JointSFTTrainer(SFTTrainer):
         self.kinds = (GOLD,)
         self._joint_sums = JointSums(self.kinds)
         self.model.add_model_tags(["sft"])
+
+    def _complete_model(self, given: Any) -> None:
+        """What a loaded model lacks for a run: a configuration that can be saved, TRL's head for every cap, and its commit."""
         make_saveable(self.model)
         complete_fused_head(self.model)
+        config = base_causal_lm(self.model).config
+        if given == config.name_or_path:  # not an adapter's folder, whose revision is another repository's
+            note_commit(config, (self.args.model_init_kwargs or {}).get("revision"))
 
     def loss_terms(self) -> list[LossTerm]:
         """The joint objective: by default one mean over gold labels and one over each other kind's."""

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def load_processing_class(model: Any, args: TrainingArguments) -> PreTrainedTokenizerBase | ProcessorMixin | None:
     """What is saved beside a model: a tokenizer, or a processor that has one. `None` for a model that comes from nowhere."""
-    name = model if isinstance(model, str) else model.config._name_or_path
+    name = model if isinstance(model, str) else model.config.name_or_path
     if not name:
         return None
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
@@ -46,7 +46,7 @@ def text_tokenizer(processing_class: Any) -> Any:
 
 def leave_unused_parameters(args: TrainingArguments, model: Any) -> None:
     """
-    Lets DDP look for parameters without a gradient, as TRL 1.16 does for a vision-language model, where text leaves the tower of
+    Lets DDP look for parameters without a gradient, as TRL does for a vision-language model, where text leaves the tower of
     another modality without one.
     """
     reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")

@@ -1,8 +1,4 @@
-"""A trainer that goes by a plan of phases: their epochs, the learning rate over them, and where a resumed run takes them up.
-
-Built on transformers 5.17. The private surfaces it stands on: `Trainer`'s `_init_training_state` and
-`_load_optimizer_and_scheduler`.
-"""
+"""A trainer that goes by a plan of phases: their epochs, the learning rate over them, and where a resumed run takes them up."""
 
 import logging
 from collections.abc import Callable
@@ -10,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers.trainer_utils import has_length
 
+from ..core.upstream import has_length
 from .extension import is_extension, resume_schedule
 from .iteration_best import IterationBest
 from .plan import RunPlan, batches_per_epoch, phases_of

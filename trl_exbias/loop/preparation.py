@@ -1,7 +1,4 @@
-"""From the data that a trainer is given to the rows that it trains and evaluates on.
-
-Built on TRL 1.16. The private surface it stands on: `SFTTrainer`'s `_prepare_dataset`, `_tokenizer`, `_formatting_func`.
-"""
+"""From the data that a trainer is given to the rows that it trains and evaluates on."""
 
 import contextlib
 import logging

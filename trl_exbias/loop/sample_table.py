@@ -1,8 +1,9 @@
 """A small table of sample rollouts, for the eye: what the policy made of a prompt, and what it will be taught."""
 
+from importlib.util import find_spec
+
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import is_rich_available
 
 from ..core.data import Example
 
@@ -20,7 +21,7 @@ def print_rollouts(
     Tokens of the branch that differ from gold at their position are marked, and so are positions where the label
     differs from the token.
     """
-    if not is_rich_available() or len(rollouts) == 0:
+    if not find_spec("rich") or len(rollouts) == 0:
         return
     from rich.console import Console
     from rich.table import Table

@@ -6,11 +6,10 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import ProcessorMixin
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..core.branches import PROMPT
 from ..core.fingerprint import rows_fingerprint
+from ..core.upstream import CHECKPOINT_PREFIX, TRAINING_ARGS_FILE
 from ..hub.model_card import create_model_card, save_model_card
 from ..run.checkpoints import completeness_problem, run_identity, save_complete
 from ..run.preemption import Preemption
@@ -45,7 +44,7 @@ class SavingSFTTrainer(PlannedSFTTrainer):
 
     def _loads_optimizer(self) -> bool:
         """Whether transformers can put an optimizer's state back into this run's processes."""
-        # transformers 5.17 reads it with `map_location=cpu:0`, which torch does not know.
+        # transformers reads it with `map_location=cpu:0`, which torch does not know.
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         return self.args.world_size == 1 or self.accelerator.device.type != "cpu" or is_sharded
 
@@ -70,7 +69,7 @@ class SavingSFTTrainer(PlannedSFTTrainer):
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _checkpoint_folder(self, trial) -> Path:
-        return Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        return Path(self._get_output_dir(trial), f"{CHECKPOINT_PREFIX}-{self.state.global_step}")
 
     def _save_checkpoint(self, model, trial):
         check_weights(self.model, self.state.global_step)
@@ -88,7 +87,7 @@ class SavingSFTTrainer(PlannedSFTTrainer):
         """As [`~transformers.Trainer.save_model`], without the pickled arguments, which may hold a token: see `run.json`."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_FILE).unlink(missing_ok=True)
         if not _internal_call:
             save_model_card(self, output_dir or self.args.output_dir)
 

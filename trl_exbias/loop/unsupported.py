@@ -35,8 +35,8 @@ def reject_unsupported(
         _reject_compiled(accelerator)
     _reject_reentrant_checkpointing(model, args, accelerator)
     if accelerator.is_fsdp2 and hasattr(model, "peft_config") and _trains_head(model):
-        # accelerate 1.15 puts the head of a PEFT model into a unit of its own (`_find_final_norm` finds no norm to go with
-        # it), so TRL 1.16's fused head reads it with `full_tensor`, whose backward gives each process its own rows' gradient.
+        # accelerate puts the head of a PEFT model into a unit of its own (`_find_final_norm` finds no norm to go with
+        # it), so TRL's fused head reads it with `full_tensor`, whose backward gives each process its own rows' gradient.
         raise UsageError(
             "An adapter that trains the LM head (`modules_to_save`) is not supported under FSDP2: the head's gradient would "
             "not be averaged over the processes. Leave the head out, or use DeepSpeed's ZeRO or DDP."
@@ -44,7 +44,7 @@ def reject_unsupported(
 
 
 def _reject_other_engine(args: IterativeSFTConfig, accelerator: Accelerator) -> None:
-    """accelerate 1.15 leaves out an engine that it cannot use, without a word: every process would hold a whole model."""
+    """accelerate leaves out an engine that it cannot use, without a word: every process would hold a whole model."""
     deepspeed, fsdp = (getattr(accelerator.state, f"{name}_plugin", None) for name in ("deepspeed", "fsdp"))
     if args.deepspeed and deepspeed is None:
         raise UsageError(
@@ -79,7 +79,7 @@ def _reject_compiled(accelerator: Accelerator) -> None:
 def _reject_reentrant_checkpointing(model: torch.nn.Module, args: IterativeSFTConfig, accelerator: Accelerator) -> None:
     reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     others = (DistributedType.NO, DistributedType.DEEPSPEED, DistributedType.FSDP)
-    # transformers 5.17 (`_build_accelerator_args`) lets DDP look for unused parameters unless it knows the model's class.
+    # transformers (`_build_accelerator_args`) lets DDP look for unused parameters unless it knows the model's class.
     if (
         reentrant
         and hasattr(model, "peft_config")

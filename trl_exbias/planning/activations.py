@@ -3,8 +3,6 @@
 The model's own code runs on tensors without storage, and autograd says what it saves. Attention is replaced by a stand-in
 that saves what a fused kernel does (queries, keys, values, output, log-sum-exp, mask), never the scores, and autocast by a
 mode that casts what autocast would.
-
-Registers an attention function with transformers 5.17 (`AttentionInterface.register`, a public extension point).
 """
 
 from dataclasses import dataclass
@@ -12,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..core.modeling import backbone, base_causal_lm
+from ..core.upstream import attention_implementation, checkpointed_layers, storage_id
 
 
 #: Name under which the stand-in is registered.
@@ -69,15 +67,15 @@ def count_activations(
         autocast (`torch.dtype`, *optional*): The type of mixed precision; `None` where there is none.
         masked (`bool`): Whether the attention gets a mask (branches, padding) or only knows to be causal.
     """
-    saved = _Saved({tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]})
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    saved = _Saved({*map(storage_id, [*model.parameters(), *model.buffers()])})
+    layers = checkpointed_layers(model)
     hooks = [hook for layer in layers for hook in saved.watch(layer)]
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     inputs = {"input_ids": ids, "position_ids": ids, "use_cache": False}
     if masked and hasattr(base_causal_lm(model).config.get_text_config(), "num_attention_heads"):
         mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device="meta")
         inputs["attention_mask"] = (
-            mask if base_causal_lm(model).config._attn_implementation == ATTENTION else mask.float()
+            mask if attention_implementation(base_causal_lm(model).config) == ATTENTION else mask.float()
         )
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
@@ -113,9 +111,9 @@ class _Saved:
         self._layer: torch.nn.Module | None = None
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.weights and storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
+        storage, storage_of = tensor.untyped_storage(), storage_id(tensor)
+        if storage_of not in self.weights and storage_of not in self._seen:
+            self._seen.add(storage_of)
             self._kept.append(tensor)  # an address must not be used again
             self.bytes[self._layer] = self.bytes.get(self._layer, 0) + storage.nbytes()
             self.largest = max(self.largest, storage.nbytes())

@@ -106,7 +106,7 @@ def standing(facts: ModelFacts, placement: Placement, optim: str) -> Standing:
         states += -(-4 * numbers // placement.num_processes)  # the float32 weights
         step = -(-4 * numbers // placement.num_processes)  # and gradients
     elif placement.sharding == "fsdp":
-        # accelerate 1.15 keeps what is trained in float32 under mixed precision.
+        # accelerate keeps what is trained in float32 under mixed precision.
         stored = 4 * numbers if mixed else as_loaded
         weights, gradients = frozen + stored, stored
         size = compute_dtype(placement, facts.head_dtype).itemsize

@@ -1,15 +1,15 @@
 """The model of a run on the meta device: which parameters there are, of which type, and which are trained."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..core.modeling import LMHead, base_causal_lm, model_class
 from ..core.trainable import freeze_all_but
+from ..core.upstream import checkpointed_layers, from_config, is_stateful, supports_sdpa
 from .activations import ATTENTION
 from .placement import Placement
 
@@ -123,20 +123,24 @@ def meta_model(
     Raises:
         ValueError: if the adapters or `trainable_modules` do not fit the model.
     """
+    config = copy.deepcopy(config)  # a model writes its attention into it
     with torch.device("meta"):
         options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
         try:
             if attn_implementation == "eager":
                 raise KeyError
             model = _from_config(config, attn_implementation=ATTENTION, **options)
+            if attn_implementation is None and not supports_sdpa(model):
+                raise KeyError
         except (KeyError, ValueError):
-            # Architectures whose attention is chosen from a table of their own (GPT-Neo), and what was asked for.
+            # What was asked for, what an architecture comes with where it has no fused attention, and those whose attention is
+            # chosen from a table of their own (GPT-Neo).
             model = _from_config(config, attn_implementation="eager", **options)
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
-            # As TRL 1.16: float32 adapters, but on quantized weights and under ZeRO-3, where mixed types would not gather.
+            # As TRL: float32 adapters, but on quantized weights and under ZeRO-3, where mixed types would not gather.
             adapters = torch.bfloat16 if quantized else dtype if placement.sharding == "zero3" else None
             if adapters is not None:
                 for parameter in model.parameters():
@@ -151,7 +155,7 @@ def _from_config(config: PretrainedConfig, trust_remote_code: bool, **options: A
     loader = model_class(config)
     if loader is AutoModelForCausalLM:
         return loader.from_config(config, trust_remote_code=trust_remote_code, **options)
-    return loader._from_config(config, **options)
+    return from_config(loader, config, **options)
 
 
 def model_facts(model: PreTrainedModel, compute_dtype: torch.dtype, load_in: str | None = None) -> ModelFacts:
@@ -161,7 +165,7 @@ def model_facts(model: PreTrainedModel, compute_dtype: torch.dtype, load_in: str
         compute_dtype (`torch.dtype`): What the model computes in.
         load_in (`str`, *optional*): `"4bit"`, `"4bit-nested"` or `"8bit"`: how the linear layers' weights are packed.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = checkpointed_layers(model)
     places = {id(parameter): i for i, layer in enumerate(layers) for parameter in layer.parameters()}
     packed: set[int] = set()
     if load_in is not None:
@@ -186,13 +190,13 @@ def model_facts(model: PreTrainedModel, compute_dtype: torch.dtype, load_in: str
 
 
 def is_recurrent(config: PretrainedConfig | None) -> bool:
-    """Whether some layers are recurrent, by what transformers 5.17 says of the class and of its layers."""
+    """Whether some layers are recurrent, by what transformers says of the class and of its layers."""
     if config is None:
         return False
     text = config.get_text_config()
     loaded = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
     kinds = set(getattr(text, "layer_types", None) or ())
-    return getattr(loaded, "_is_stateful", False) or any(kind in _RECURRENT or "linear" in kind for kind in kinds)
+    return is_stateful(loaded) or any(kind in _RECURRENT or "linear" in kind for kind in kinds)
 
 
 def _kv_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import SFTConfig
 
 from ..core.errors import UsageError
 from ..core.files import flush, write_atomically
+from ..core.upstream import CHECKPOINT_PREFIX, rotate_checkpoints
 from .errors import NotWrittenError
 from .processes import Processes
 
@@ -27,7 +27,7 @@ from .processes import Processes
 logger = logging.getLogger(__name__)
 
 WHOLE = "whole.json"
-_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+_NAME = re.compile(rf"{CHECKPOINT_PREFIX}-(\d+)")
 # TRL's and transformers' own settings that a step depends on. Those of our configs all count, except for what follows.
 _INHERITED = (
     *("seed", "data_seed", "full_determinism", "max_steps", "num_train_epochs", "max_length", "bf16", "fp16", "optim"),
@@ -105,14 +105,12 @@ def save_complete(
         raise NotWrittenError(folder, error, kept) from error
     processes.wait()  # none looks for it before it is whole
     if args.should_save:
-        rotate_checkpoints(
-            output_dir=str(folder.parent), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True
-        )
+        rotate_checkpoints(folder.parent, limit, best)
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
     """The checkpoint with the most steps that is whole; others are named in a warning and passed over."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _NAME.fullmatch(path.name)]
+    found = [path for path in Path(output_dir).glob(f"{CHECKPOINT_PREFIX}-*") if _NAME.fullmatch(path.name)]
     for path in sorted(found, key=lambda path: -int(_NAME.fullmatch(path.name)[1])):
         problem = completeness_problem(path)
         if problem is None:

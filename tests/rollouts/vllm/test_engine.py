@@ -18,6 +18,7 @@ from trl_exbias.core.likelihood import label_nll
 from trl_exbias.rollouts import RolloutEngine, RolloutEngineError, SamplingOptions, TransformersEngine, VLLMEngine
 from trl_exbias.rollouts.vllm import engine as vllm_module
 from trl_exbias.rollouts.vllm.probe import WeightProbe
+from trl_exbias.rollouts.vllm.upstream import NEWEST, OLDEST
 
 from ...marks import needs_vllm
 from ...tiny import VOCAB_SIZE, tiny_model
@@ -280,7 +281,7 @@ class TestWithoutAProcess:
     @needs_vllm
     def test_another_version_mixes_with_forced_tokens_and_says_so(self, monkeypatch, caplog):
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-        for version, strategy in (("0.31.0", "continue"), ("0.32.1", "forced")):
+        for version, strategy in ((f"{NEWEST}.9", "continue"), (f"{OLDEST}.0", "continue"), ("0.99.1", "forced")):
             monkeypatch.setattr(vllm_module, "vllm_version", lambda version=version: version)
             assert VLLMEngine("anything").mix_strategy == strategy
             assert ("mixing with forced tokens" in caplog.text) == (strategy == "forced")

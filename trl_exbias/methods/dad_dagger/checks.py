@@ -35,7 +35,7 @@ def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None
     coefficient = args.router_aux_loss_coef
     if coefficient is None:
         coefficient = getattr(text, "router_aux_loss_coef", 0.0)
-    # As TRL 1.16 decides it: `output_router_logits` in the model's configuration is overridden.
+    # As TRL decides it: `output_router_logits` in the model's configuration is overridden.
     if hasattr(text, "output_router_logits") and coefficient != 0:
         raise UsageError(
             "The load-balancing loss of a mixture of experts is not supported together with soft labels: set "

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ...core.batching import run_in_batches
 from ...core.branches import Branch, concatenate
@@ -21,6 +19,7 @@ from ...core.model_check import check_model
 from ...core.modeling import LMHead, inference, model_class, model_device, position_limit
 from ...core.reading import logit_chunks, read_along
 from ...core.sharding import is_sharded
+from ...core.upstream import adapter_config_file, cached_file
 
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class Teacher:
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer saved with the teacher; `None` where there is none."""
-        name = self.source if isinstance(self.source, str) else self.source.config._name_or_path
+        name = self.source if isinstance(self.source, str) else self.source.config.name_or_path
         for candidate in dict.fromkeys((name, _base_model_name(name, self._hub_kwargs()))):
             # Asked for first: of a folder without one, transformers makes an empty tokenizer.
             if candidate and _has_tokenizer(candidate, self._hub_kwargs()):
@@ -235,7 +234,7 @@ def _file_kwargs(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _base_model_name(name: str, hub_kwargs: dict[str, Any]) -> str:
     """The base model of a LoRA adapter's folder, or `name` itself."""
-    file = find_adapter_config_file(name, **_file_kwargs(hub_kwargs)) if name else None
+    file = adapter_config_file(name, **_file_kwargs(hub_kwargs)) if name else None
     if file is None:
         return name
     with open(file, encoding="utf-8") as stream:

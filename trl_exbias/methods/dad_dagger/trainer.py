@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from trl.models.utils import _ForwardRedirection
 
 from ...core.branches import GOLD, Branch
 from ...core.data import Example
@@ -27,12 +26,13 @@ from ...core.losses import LossTerm, kind_factors, sum_by_kind
 from ...core.modeling import LMHead, backbone, read_backbone
 from ...core.sharding import gathered, loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
+from ...core.upstream import forward_redirection
 from ...loop.iterative import IterativeSFTTrainer
 from ...loop.multimodal import load_processing_class, text_tokenizer
 from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
-from ...rollouts.vllm.verbs import MAX_EXCLUDED
+from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from ...run.run_directory import SOFT_LABELS
 from ..plans import DaDDaggerPlan
 from .checks import check_positions, check_router, check_trainable, config_of, find_teacher
@@ -43,9 +43,6 @@ from .trajectories import cut_documents, cut_responses, report_uncut
 
 
 logger = logging.getLogger(__name__)
-
-# A private surface of TRL 1.16 in this file: `_ForwardRedirection`, with which TRL's own `DistillationTrainer` runs a loss
-# inside the wrapped forward, so that DDP, DeepSpeed and FSDP see one.
 
 
 class DaDDaggerTrainer(IterativeSFTTrainer):
@@ -158,7 +155,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             self._set_up_teacher()
         self._soft_labels = None if self.teacher is None else self._soft_label_phase(self.teacher)
         self._resident_teacher: torch.nn.Module | None = None
-        self._forward_redirection = _ForwardRedirection()
+        self._forward_redirection = forward_redirection()
 
     # The method
 

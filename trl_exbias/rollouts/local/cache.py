@@ -56,6 +56,8 @@ class _RaggedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.cursor.capacity
 
+    get_max_cache_shape = get_max_length  # its name in older releases
+
 
 class RaggedCache(Cache):
     """

@@ -7,8 +7,9 @@ from torch import nn
 from transformers import Cache
 
 from ...core.batching import token_batches
-from ...core.modeling import attention_mask_4d, base_causal_lm, model_device
+from ...core.modeling import attention_mask_4d, backbone, base_causal_lm, model_device
 from ...core.reading import pad_right, read, read_padded
+from ...core.upstream import CACHES, cache_argument
 from .cache import RaggedCache
 
 
@@ -37,6 +38,7 @@ class RaggedSession:
         self.idle_share = _idle_share(model)
         # One slot more than there are tokens: what pads a window is written there, where no token looks.
         self.cache = RaggedCache(config.get_text_config().num_hidden_layers, rows, length + 1)
+        self.given = {cache_argument(backbone(model)): self.cache}
 
     def prefill(self, sequences: list[list[int]]) -> torch.Tensor:
         """Reads the start of every row; returns the hidden state of each one's last token, `(B, H)`."""
@@ -51,7 +53,7 @@ class RaggedSession:
                 self.model,
                 input_ids=tokens,
                 position_ids=torch.arange(tokens.size(1)).unsqueeze(0),
-                past_key_values=self.cache,
+                **self.given,
                 use_cache=True,
             )
             for i, row in enumerate(rows):
@@ -71,17 +73,13 @@ class RaggedSession:
             input_ids=tokens,
             attention_mask=attention_mask_4d(allowed.unsqueeze(1), self.config),
             position_ids=positions.clamp(max=self.length - 1),
-            past_key_values=self.cache,
+            **self.given,
             use_cache=True,
         )
         return output.last_hidden_state
 
     def keep(self, rows: list[int]) -> None:
         self.cache.keep(torch.tensor(rows, device=model_device(self.model)))
-
-
-# What models call the memory of the tokens read so far: attention, Mamba and xLSTM, RWKV.
-_CACHES = ("past_key_values", "cache_params", "state")
 
 
 class DenseSession:
@@ -97,9 +95,10 @@ class DenseSession:
 
     def step(self, tokens: torch.Tensor, starts: list[int] | None = None) -> torch.Tensor:
         output = read(self.model, input_ids=tokens, use_cache=True, **self.caches)
-        self.caches = {name: output[name] for name in _CACHES if output.get(name) is not None}
-        if not self.caches:
+        name = next((name for name in CACHES if output.get(name) is not None), None)
+        if name is None:
             raise NotImplementedError("its forward returns no cache")
+        self.caches = {name: output[name]}  # once: new releases answer to the old names too
         return output.last_hidden_state
 
     def keep(self, rows: list[int]) -> None:

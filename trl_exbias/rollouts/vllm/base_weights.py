@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
 from ...core.sharding import is_sharded
+from ...core.upstream import cached_file, commit_hash
 
 
 _ELEMENTS = 64
@@ -60,7 +60,7 @@ def _begin_alike(parameter: torch.Tensor, saved: torch.Tensor) -> bool:
 def _files(base: PreTrainedModel) -> list[Path]:
     folder = Path(base.name_or_path)
     if not folder.is_dir():
-        commit = getattr(base.config, "_commit_hash", None)
+        commit = commit_hash(base.config)
         try:
             folder = Path(cached_file(base.name_or_path, "config.json", revision=commit, local_files_only=True)).parent
         except (OSError, TypeError):

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from ...core.errors import MissingPackageError, UsageError
+from ...core.surfaces import is_within
 from .probe import WeightProbe
 from .process import EngineLost, EngineProcess, RolloutEngineError
+from .upstream import NEWEST, OLDEST
 from .verbs import MIX_STRATEGIES, VLLMVerbs
 
 
@@ -31,7 +33,6 @@ _MIXING = {
     "continue": {"scheduler_cls": "trl_exbias.rollouts.vllm.mixing.MixScheduler", "async_scheduling": False},
 }
 _RESTARTS = 2
-_SCHEDULER_OF = "0.31."
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|free memory on device|available memory on node|bad_alloc|killed by signal 9"
 )
@@ -40,7 +41,7 @@ _NOT_INHERITED = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_(A
 _ON_CPU = {
     "enforce_eager": True,
     "kv_cache_memory_bytes": 1 << 30,
-    # With a prompt in two parts, V1 winds the request's generator back, which a CPU's cannot do: an exception (vLLM 0.31).
+    # With a prompt in two parts, V1 winds the request's generator back, which a CPU's cannot do: an exception.
     "enable_chunked_prefill": False,
 }
 _CPU_BATCH_TOKENS = 4096
@@ -65,7 +66,7 @@ class VLLMEngine(VLLMVerbs):
             Tokens of the longest sequence. Default: the model's positions.
         mix_strategy (`str`, *optional*):
             `"continue"` (as many steps as drawn tokens, by a scheduler of ours) or `"forced"` (as many as tokens, by a
-            logits processor). Default: `"continue"` on a CPU with vLLM 0.31, `"forced"` elsewhere.
+            logits processor). Default: `"continue"` on a CPU with a tested vLLM, `"forced"` elsewhere.
         timeout (`float`, *optional*, defaults to `900`):
             Seconds without a sign of life after which the process is given up.
         log (`Path`, *optional*):
@@ -216,11 +217,11 @@ def _default_strategy(on_cpu: bool) -> str:
     if not on_cpu:
         return "forced"
     version = vllm_version()
-    if version.startswith(_SCHEDULER_OF):
+    if is_within(version, OLDEST, NEWEST):
         return "continue"
     logger.warning(
-        f"vLLM {version} is installed, and the scheduler that mixing goes on in is known to fit {_SCHEDULER_OF}x alone: mixing "
-        "with forced tokens, one step a token."
+        f"vLLM {version} is installed, and the scheduler that mixing goes on in is known to fit {OLDEST} to {NEWEST} "
+        "alone: mixing with forced tokens, one step a token."
     )
     return "forced"
 

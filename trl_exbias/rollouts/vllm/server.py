@@ -1,6 +1,6 @@
 """Rolls out with a running `vllm serve`, on this machine or another one.
 
-The server has to be told beforehand what a rollout needs of it (vLLM 0.31):
+The server has to be told beforehand what a rollout needs of it:
 
     VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --tokens-only --dtype bfloat16 \\
         --logits-processors trl_exbias.rollouts.vllm_mixing:ForcedTokens

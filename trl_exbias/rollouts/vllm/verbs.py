@@ -1,4 +1,4 @@
-"""The three verbs as vLLM requests: token ids, and the fields of `SamplingParams` (vLLM 0.31). Where they go is the engine's."""
+"""The three verbs as vLLM requests: token ids, and the fields of `SamplingParams`. Where they go is the engine's."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,8 +14,6 @@ MIX_STRATEGIES = ("forced", "continue")
 _MAX_SEED = 2**63 - 1
 # The most that vLLM takes: a token of equal logits would be drawn once in 10^43 times.
 _EXCLUDED = -100.0
-#: vLLM 0.31's limit on a GPU (`v1/worker/gpu/sample/logit_bias.py`, `MAX_NUM_LOGIT_BIAS_TOKENS`).
-MAX_EXCLUDED = 1024
 
 
 class VLLMVerbs(ABC):

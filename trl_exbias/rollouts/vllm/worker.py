@@ -2,8 +2,6 @@
 
 `python -m trl_exbias.rollouts.vllm.worker READ_FD WRITE_FD`. It ends, with everything it started, when its input does: a
 parent that was killed leaves no orphan. What vLLM prints goes to stdout and stderr; the two pipes are this file's alone.
-
-Stands on vLLM 0.31: `vllm.LLM`, its `llm_engine` (`add_request`, `step`), `SamplingParams`.
 """
 
 import json
