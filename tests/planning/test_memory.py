@@ -4,11 +4,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MistralConfig
-from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from examples.benchmarks import memory_plan
 from trl_exbias.planning.activations import count_activations
-from trl_exbias.planning.lm_head import VOCAB_CHUNK_SIZE, fused_head
+from trl_exbias.planning.lm_head import fused_head
 from trl_exbias.planning.memory import peak, standing, training_moments
 from trl_exbias.planning.model import Parameter, meta_model, model_facts
 from trl_exbias.planning.optimizer import state_bytes
@@ -149,7 +148,3 @@ def test_checkpointing_and_smaller_batches_take_less():
             )
             peaks[rows, checkpointing] = peak(moments).total
     assert peaks[1, True] < peaks[1, False] < peaks[8, False] and peaks[8, True] < peaks[8, False]
-
-
-def test_the_fused_heads_chunk_is_trls():
-    assert VOCAB_CHUNK_SIZE == _CHUNKED_LOGPROB_CHUNK_SIZE

@@ -55,12 +55,15 @@ def add_fused_head(model: "PreTrainedModel") -> None:
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
 
 
-def fused_head_tile() -> tuple[int, int]:
-    """Positions and tokens of the tile of logits that TRL's fused LM head holds at one time."""
-    from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
-    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+#: Tokens of the tile of logits that TRL's fused LM head holds at one time; importing the number would import PEFT.
+FUSED_HEAD_TOKENS = 32768
 
-    return TOKEN_CHUNK_SIZE, _CHUNKED_LOGPROB_CHUNK_SIZE
+
+def fused_head_positions() -> int:
+    """Positions of that tile."""
+    from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
+
+    return TOKEN_CHUNK_SIZE
 
 
 def gathered_in_forward(parameters: "Iterable[nn.Parameter]") -> AbstractContextManager:

@@ -4,7 +4,7 @@
 """
 
 from .surfaces import Abstract, Attributes, Called, Equals, Mentions, Overridden, PassedOn, Surface, check_releases
-from .upstream import CHECKPOINT_PREFIX, LOADED_BY_ONE, TRAINING_ARGS_FILE
+from .upstream import CHECKPOINT_PREFIX, FUSED_HEAD_TOKENS, LOADED_BY_ONE, TRAINING_ARGS_FILE
 
 
 #: The oldest and the newest release of each package that the tests were run with; see `docs/install.md`.
@@ -20,7 +20,7 @@ SURFACES: tuple[Surface, ...] = (
     Called("trl.data_utils:common_prefix_length", _UPSTREAM, "ids other_ids"),
     Called("trl.trainer.utils:add_fused_lm_head", _UPSTREAM, "model outputs"),
     Called("trl.trainer.utils:maybe_gather_lm_head_ctx", _UPSTREAM),
-    Surface("trl.trainer.utils:_CHUNKED_LOGPROB_CHUNK_SIZE", _UPSTREAM),
+    Equals("trl.trainer.utils:_CHUNKED_LOGPROB_CHUNK_SIZE", _UPSTREAM, value=FUSED_HEAD_TOKENS),
     Surface("trl.kernels.chunked_logprob:TOKEN_CHUNK_SIZE", _UPSTREAM),
     PassedOn("trl.models.utils:_ForwardRedirection.__call__", _UPSTREAM, "wrapper_module original_module method"),
     Called("trl.models:prepare_deepspeed", _UPSTREAM, "model accelerator"),

@@ -9,13 +9,11 @@ TRL 1.16 (`trl/kernels/chunked_logprob.py`) and of `trl_exbias/core/distillation
 from dataclasses import dataclass
 
 import torch
-from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 
 from ..core.distillation import _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ELSEWHERE
+from ..core.upstream import FUSED_HEAD_TOKENS, fused_head_positions
 
 
-# `_CHUNKED_LOGPROB_CHUNK_SIZE` of TRL 1.16 (`trl/trainer/utils.py`): importing it would import PEFT. A test compares the two.
-VOCAB_CHUNK_SIZE = 32768
 # Float32 tiles besides the buffer of the matrix product, where the tile is folded with torch's own operations (no Triton):
 # in `_backward_tile` y, z, log p, p, the gradient, two terms of it and the boolean one-hot; tanh's value with a soft-cap.
 _TILES_TORCH = 7.25
@@ -59,8 +57,8 @@ def fused_head(
         head_dtype, compute_dtype (`torch.dtype`): What the weight is stored in, and what is computed in.
         trained (`bool`): Whether the head's weight has a gradient.
     """
-    rows, columns = min(positions, TOKEN_CHUNK_SIZE), min(vocab_size, VOCAB_CHUNK_SIZE)
-    chunks = rows * VOCAB_CHUNK_SIZE * compute_dtype.itemsize
+    rows, columns = min(positions, fused_head_positions()), min(vocab_size, FUSED_HEAD_TOKENS)
+    chunks = rows * FUSED_HEAD_TOKENS * compute_dtype.itemsize
     if on_cpu:
         chunks += round((_TILES_TORCH + _TILES_SOFTCAP * softcap) * 4 * rows * columns)
     if head_dtype != compute_dtype:
