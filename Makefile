@@ -53,6 +53,7 @@ gpu-bundle: setup
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 clean:
 	rm -rf $(VENV) build dist htmlcov .coverage* *.egg-info
