@@ -57,6 +57,7 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m tests.prose $(filter-out $(NOT_YET_PLAIN),$(sort $(wildcard docs/*.md docs/*/*.md)))
+	$(RUN) -m mypy
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist htmlcov .coverage* *.egg-info

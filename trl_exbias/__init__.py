@@ -1,7 +1,7 @@
 """Train language models on their own mistakes: BASH, RAC and DaD-DAgger as drop-in subclasses of TRL's `SFTTrainer`."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 # Imported on first use: `exbias --help` and a mistyped recipe must not wait for torch.
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from .methods.spin import SPINTrainer
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

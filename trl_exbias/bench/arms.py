@@ -26,7 +26,7 @@ class Arm:
     has_teacher: bool = False
     is_quick: bool = False
 
-    def trainer_class(self) -> type:
+    def trainer_class(self) -> type[Any]:
         """
         The class.
 

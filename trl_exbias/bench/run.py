@@ -8,8 +8,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .plan import START_TOKENS, Bench, Cell
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .tasks import Task
 
 
 logger = logging.getLogger(__name__)
@@ -57,12 +64,12 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     )
     weights = start.state_dict()
 
-    def starting_model():
+    def starting_model() -> "PreTrainedModel":
         model = new_model(task, cell.seed)
         model.load_state_dict(weights)
         return model
 
-    def keep(name: str, model, consumed: dict, began: float) -> None:
+    def keep(name: str, model: "PreTrainedModel", consumed: dict, began: float) -> None:
         values = measure(model, task, held_out, tokenizer.pad_token_id)
         record = {"task": task.name, "seed": cell.seed, "arm": name, "consumed": consumed, "values": values}
         _write(path.with_name(f"{name}.json"), {**record, "seconds": time.perf_counter() - began})
@@ -115,7 +122,7 @@ def _make_teacher(bench: Bench, task_name: str) -> None:
     save_file({name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}, path)
 
 
-def _load_teacher(bench: Bench, task_name: str):
+def _load_teacher(bench: Bench, task_name: str) -> "PreTrainedModel":
     from safetensors.torch import load_file
 
     from .tasks import TASKS
@@ -125,7 +132,7 @@ def _load_teacher(bench: Bench, task_name: str):
     return teacher.eval()
 
 
-def _new_teacher(task):
+def _new_teacher(task: "Task") -> "PreTrainedModel":
     from .model import new_model
 
     return new_model(task, _TEACHER_SEED, width=96)

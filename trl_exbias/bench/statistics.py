@@ -32,7 +32,9 @@ def paired_difference(values: dict[int, float | None], baseline: dict[int, float
     from scipy.stats import t
 
     pairs = [
-        value - baseline[seed] for seed, value in values.items() if value is not None and baseline.get(seed) is not None
+        value - beside
+        for seed, value in values.items()
+        if value is not None and (beside := baseline.get(seed)) is not None
     ]
     if not pairs:
         return None

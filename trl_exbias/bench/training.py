@@ -1,7 +1,7 @@
 """Training an arm of the bench for a number of tokens, through the package's own trainers."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -88,7 +88,16 @@ def train(
     return trained, {**consumed, **rates}
 
 
-def _run(arm, model, tokenizer, rows, response_length, epochs, seed, teacher):
+def _run(
+    arm: Arm,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[tuple[str, str]],
+    response_length: int,
+    epochs: float,
+    seed: int,
+    teacher: PreTrainedModel | None,
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """One run: `epochs` of SFT where the arm does not roll out, of each iteration where it does."""
     trainer_class = arm.trainer_class()
     config_class = trainer_class.config_class

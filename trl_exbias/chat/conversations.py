@@ -55,7 +55,9 @@ def normalised(
     def normalise(row: dict[str, Any], index: int) -> dict[str, Any]:
         row = {name: unfilled(value, before[name]) for name, value in row.items()}
         try:
-            new = {name: adapt([message_of(message) for message in row[column]]) for column, name in names.items()}
+            new: dict[str, Any] = {
+                name: adapt([message_of(message) for message in row[column]]) for column, name in names.items()
+            }
             if TOOLS in features:
                 new[TOOLS] = tools_of(row)
             if TEMPLATE_KWARGS in features:

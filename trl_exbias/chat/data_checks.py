@@ -103,8 +103,8 @@ def readable(dataset: Any, name: str) -> Any:
             "kept with their rows. Apply it once, with `Dataset.map`."
         )
     dataset = dataset.with_format(None)
-    taken = _OURS if "input_ids" in dataset.column_names else (*_OURS, *_OF_TOKENS)
-    taken = [column for column in taken if column in dataset.column_names]
+    reserved = _OURS if "input_ids" in dataset.column_names else (*_OURS, *_OF_TOKENS)
+    taken = [column for column in reserved if column in dataset.column_names]
     if taken:
         logger.warning(
             f"The {name} has columns of names that training has a meaning for ({', '.join(taken)}): they are left out. Rename "

@@ -18,8 +18,7 @@ def pinned(chat_template: str | None, moment: datetime) -> str | None:
     Args:
         chat_template (`str`, *optional*): As a tokenizer has it. (Named templates, a dictionary, stay as they are.)
     """
-    asks = isinstance(chat_template, str) and "strftime_now" in chat_template
-    if not asks or chat_template.startswith(_MACRO):
+    if not isinstance(chat_template, str) or "strftime_now" not in chat_template or chat_template.startswith(_MACRO):
         return chat_template
     # A macro of the same name goes before transformers' function; on a line of its own it changes nothing of the rest.
     filters = "".join(f"|replace({name!r}, {moment.strftime(name)!r})" for name in _DIRECTIVES)

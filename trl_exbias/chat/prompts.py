@@ -172,7 +172,7 @@ def row_prompt(row: dict[str, Any]) -> list[int]:
 
 def response_lengths(dataset: Dataset, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each row, prompt and response; and tokens of each row's response, so far as `max_length` leaves room."""
-    columns = {name: [] for name in ("input_ids", *OWN_COLUMNS[:3]) if name in dataset.column_names}
+    columns: dict[str, list] = {name: [] for name in ("input_ids", *OWN_COLUMNS[:3]) if name in dataset.column_names}
     for table in dataset.select_columns([*columns]).with_format("arrow").iter(batch_size=10_000):
         for name, parts in columns.items():
             column = table[name]
@@ -200,7 +200,13 @@ def report_cut_responses(lengths: np.ndarray, max_length: int | None) -> None:
         )
 
 
-def _conversation_ids(tokenizer, messages, row, chat_template, **more) -> list[int]:
+def _conversation_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    row: dict[str, Any],
+    chat_template: str | None,
+    **more: Any,
+) -> list[int]:
     messages = adapted([message_of(message) for message in messages], form_of(tokenizer, chat_template))
     kwargs = {**more, **template_kwargs_of(row)}
     return tokenize(tokenizer, messages, chat_template=chat_template, tools=tools_of(row), **kwargs)

@@ -1,6 +1,6 @@
 """Which rows of a data set cannot be trained on, and why: looked for in its Arrow columns, a million rows in seconds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -94,6 +94,8 @@ def row_problems(
         `list[str]`: Messages; none where all rows are fine.
     """
     problems = Problems(of, numbers)
+    columns: list[str]
+    check: Callable[[Problems, Any], None]
     if form == "text":
         columns, check = [text_field], partial(_check_text, name=text_field, may_be_empty=reads_documents)
     elif form == "messages":

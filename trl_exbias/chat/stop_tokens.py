@@ -82,7 +82,9 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = Non
     def specials(text: str) -> list[int]:
         return [t for t in tokenizer(text, add_special_tokens=False)["input_ids"] if t in special]
 
-    ends, closing, inside = set(), set(), set()
+    ends: set[int] = set()
+    closing: set[int] = set()
+    inside: set[int] = set()
     for answer, following in _turns():
         parts = _rendered(tokenizer, chat_template, answer, following, kwargs)
         if parts is None:
@@ -169,7 +171,7 @@ def _rendered(
     for answer in answers:
         whole = text(answer)
         said = None if whole is None else next((mark for mark in (_SAID, _FIRST) if mark in whole), None)
-        if said is None:
+        if whole is None or said is None:
             continue
         start = common_prefix_length(prompt, whole)
         place = whole.rindex(said)

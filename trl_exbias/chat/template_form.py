@@ -89,7 +89,13 @@ def reasoning_of(message: Message) -> str:
     return next((text for key in _REASONING if isinstance(text := message.get(key), str) and text.strip()), "")
 
 
-def _apply(tokenizer, chat_template, messages, tools=None, **kwargs) -> str:
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+    messages: list[Message],
+    tools: list | None = None,
+    **kwargs: Any,
+) -> str:
     return tokenizer.apply_chat_template(messages, chat_template=chat_template, tools=tools, tokenize=False, **kwargs)
 
 

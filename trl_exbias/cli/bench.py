@@ -6,10 +6,15 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import ExbiasError
 from ..settings.parser import Parser
 from ..settings.recipe import exit_with
+
+
+if TYPE_CHECKING:
+    from ..bench.plan import Bench, Cell
 
 
 _DESCRIPTION = """\
@@ -39,7 +44,7 @@ def run(argv: list[str]) -> int:
     arms = ", ".join(arm.name for arm in bench.arms)
     print(f"{len(bench.tasks)} tasks × {bench.sizes.seeds} seeds × {len(bench.arms)} methods ({arms})", flush=True)
 
-    def on_cell(cell, done: int, total: int) -> None:
+    def on_cell(cell: "Cell", done: int, total: int) -> None:
         minutes = (time.perf_counter() - began) / 60
         print(f"[{done}/{total}] {cell.task}, seed {cell.seed}; {minutes:.1f} min", flush=True)
         _report(bench)
@@ -54,7 +59,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _report(bench) -> list[Path]:
+def _report(bench: "Bench") -> list[Path]:
     from ..bench.report import write_report
 
     return write_report(bench.results(), bench.starts(), bench.output)

@@ -23,7 +23,8 @@ def run(argv: list[str]) -> int:
     args = vars(_parser().parse_args(argv))
     try:
         models = named_models(args.pop("models"))
-        options = EvaluationOptions(**{key: tuple(v) if isinstance(v, list) else v for key, v in args.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items()}
+        options = EvaluationOptions(**values)
         return _evaluate(models, options)
     except (ExbiasError, OSError) as error:
         return exit_with(error)

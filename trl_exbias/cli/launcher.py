@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import FrameType
 
 from ..core.upstream import launch
 from ..run.errors import RESUME_EXIT_CODE
@@ -47,7 +48,7 @@ def run_launcher(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _hand_on(number: int, frame) -> None:
+def _hand_on(number: int, frame: FrameType | None) -> None:
     import psutil
 
     for child in psutil.Process().children():

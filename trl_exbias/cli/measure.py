@@ -4,10 +4,19 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ExbiasError, UsageError
 from ..settings.parser import Parser
 from ..settings.recipe import exit_with
+
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from ..evaluation.report import Measurement
 
 
 def run(argv: list[str]) -> int:
@@ -97,7 +106,14 @@ def _measure(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure_model(name, model, tokenizer, rows, args, teacher):
+def measure_model(
+    name: str,
+    model: "torch.nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: "Dataset",
+    args: argparse.Namespace,
+    teacher: Any,
+) -> "Measurement":
     """One model's measurement, with a progress bar."""
     from tqdm.auto import tqdm
 
@@ -125,7 +141,7 @@ def _named(model: str) -> tuple[str, str]:
     return (name, path) if equals else (Path(model).name or model, model)
 
 
-def _rows(args: argparse.Namespace):
+def _rows(args: argparse.Namespace) -> "Dataset":
     from ..chat.conversations import TEMPLATE_KWARGS, message_columns, normalised, template_kwargs_of
     from ..evaluation.prompted import last_turns
     from ..settings.data_arguments import DataArguments
@@ -146,7 +162,7 @@ def _rows(args: argparse.Namespace):
     return last_turns(rows) if message_columns(rows) == ["messages"] else rows
 
 
-def _check(rows, args: argparse.Namespace) -> None:
+def _check(rows: "Dataset", args: argparse.Namespace) -> None:
     """Refuses the rows that training would refuse."""
     from ..chat.row_checks import raise_problems, row_problems
 
@@ -161,7 +177,9 @@ def _check(rows, args: argparse.Namespace) -> None:
         raise_problems(row_problems(rows, form, f"{len(rows)} rows", args.text_field, reads_documents=True))
 
 
-def _cut(rows, tokenizer, args: argparse.Namespace):
+def _cut(
+    rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", args: argparse.Namespace
+) -> tuple[list[list[int]], list[list[int]], list[list[int]] | None, int]:
     """Contexts, horizons, and (of plain text) the documents with the stride that spreads the starts over them."""
     from ..evaluation.cuts import cut_documents
     from ..evaluation.prompted import prompt_and_response

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ..settings.recipes import ACCELERATE, COMPARE, all_names, names, recipe_path
@@ -56,7 +57,7 @@ def _list() -> None:
             print(f"  {name:<48} {first_line}")
 
 
-def _with_recipe(name: str, act) -> int:
+def _with_recipe(name: str, act: Callable[[Path], object]) -> int:
     try:
         act(recipe_path(name))
     except ValueError as error:

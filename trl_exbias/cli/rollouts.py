@@ -4,12 +4,19 @@ import argparse
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ExbiasError, UsageError
 from ..settings.parser import Parser
 from ..settings.recipe import exit_with
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..run.rollout_store import RolloutStore
 
 
 _ITERATION = "iteration-"
@@ -58,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(args: argparse.Namespace) -> int:
     tokenizer = _tokenizer(args.run)
     for number, store in _stores(args.run, args.iteration):
-        manifest = store.manifest
+        manifest = store.require_manifest()
         header = manifest["header"]
         print(f"iteration {number}: {header['method']}, policy of step {header['policy_step']}")
         if not manifest["complete"]:
@@ -87,7 +94,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _diff(args: argparse.Namespace) -> int:
     (_, one), (_, other) = (next(_stores(run, args.iteration)) for run in args.runs)
     differs = False
-    headers = [store.manifest["header"] for store in (one, other)]
+    headers = [store.require_manifest()["header"] for store in (one, other)]
     for name in dict.fromkeys(itertools.chain(*headers)):
         values = [header.get(name) for header in headers]
         if values[0] != values[1]:
@@ -137,7 +144,7 @@ def _push(args: argparse.Namespace) -> int:
     return 0
 
 
-def _stores(run: Path, iteration: int | None):
+def _stores(run: Path, iteration: int | None) -> "Iterator[tuple[int, RolloutStore]]":
     """The stores of a run, with the numbers of their iterations, in order."""
     from ..run.rollout_store import RolloutStore
     from ..run.run_directory import ROLLOUTS
@@ -152,7 +159,7 @@ def _stores(run: Path, iteration: int | None):
     yield from ((number, store) for number, store in found.items() if iteration in (None, number))
 
 
-def _by_example(rollouts) -> dict[tuple[int, str, int], tuple[list[int], list[int]]]:
+def _by_example(rollouts: "Dataset") -> dict[tuple[int, str, int], tuple[list[int], list[int]]]:
     """Tokens and labels by example, kind, and the place among branches of both."""
     found: dict[tuple[int, str, int], Any] = {}
     for row in rollouts:
@@ -161,7 +168,7 @@ def _by_example(rollouts) -> dict[tuple[int, str, int], tuple[list[int], list[in
     return found
 
 
-def _tokenizer(run: Path):
+def _tokenizer(run: Path) -> Any:
     """The run's tokenizer: of its model, or of its newest checkpoint; `None` where it has none yet."""
     from transformers import AutoTokenizer
 
@@ -173,6 +180,6 @@ def _tokenizer(run: Path):
         return None
 
 
-def _text(tokenizer, ids: list[int]) -> str:
+def _text(tokenizer: Any, ids: list[int]) -> str:
     """Tokens as a line of text, with what would break it escaped; as ids where there is no tokenizer."""
     return str(ids) if tokenizer is None else json.dumps(tokenizer.decode(ids), ensure_ascii=False)

@@ -123,7 +123,9 @@ def check_alike(found: Iterable[Difference], allow: Iterable[str], what: str) ->
     Raises:
         ValueError: lists every other one and how to allow it.
     """
-    allow, allowed, refused = set(allow), [], []
+    allow = set(allow)
+    allowed: list[Difference] = []
+    refused: list[Difference] = []
     for difference in found:
         names = {difference.setting, difference.setting.rpartition(": ")[2]}
         (allowed if names & allow else refused).append(difference)

@@ -141,8 +141,8 @@ def read_comparison(path: str | Path, overrides: dict[str, Any] | None = None) -
     if not isinstance(launch, dict):
         problems.append(f"`launch` must be a mapping of flags of `accelerate launch` to their values, got {launch!r}.")
     else:
-        known = launcher_flags() - {"config", "help", "h", "m"}
-        problems += [f"`launch`: {unknown_key_message(key, known)}" for key in launch if key not in known]
+        flags = launcher_flags() - {"config", "help", "h", "m"}
+        problems += [f"`launch`: {unknown_key_message(key, flags)}" for key in launch if key not in flags]
     if content.get("demo") is not None:
         from .demo_inputs import check_demo
 
@@ -159,7 +159,7 @@ def _options(content: dict[str, Any], runs: list[PlannedRun], problems: list[str
     """The keys that are neither runs nor their base, checked."""
     defaults = {f.name: f.default for f in fields(Comparison)}
     names = ("equal", "budget", "tolerance", "allow", "untrained", "headline")
-    found = {key: content[key] if content.get(key) is not None else defaults[key] for key in names}
+    found: dict[str, Any] = {key: content[key] if content.get(key) is not None else defaults[key] for key in names}
     found["evaluate"] = content.get("evaluate") or {}
     for key in ("allow", "headline"):
         value = found[key]

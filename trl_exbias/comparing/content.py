@@ -1,10 +1,10 @@
 """What a report of a comparison says, before it is written down in any form."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.errors import UsageError
 from ..evaluation.figures import Figure, paired_difference
@@ -82,6 +82,16 @@ class EqualCompute:
 
     def is_met(self, found: Compute) -> bool:
         return abs(self.share(found) - 1) <= self.tolerance
+
+
+class Page(Protocol):
+    """What the text and the page are written around: a [`Content`], or another command's heading."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def runs(self) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True)

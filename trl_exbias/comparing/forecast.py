@@ -65,7 +65,7 @@ class Forecast:
 def forecast_runs(
     runs: list[tuple[PlannedRun, Path]],
     launch: dict[str, Any],
-    on_done: Callable[[], None] = lambda: None,
+    on_done: Callable[[], object] = lambda: None,
     jobs: int = 2,
 ) -> dict[str, Forecast | None]:
     """
@@ -78,7 +78,7 @@ def forecast_runs(
         RecipeError: with every problem of every run.
     """
     with ThreadPoolExecutor(jobs) as pool:
-        checked = list(pool.map(lambda job: _check(*job, launch, on_done), runs))
+        checked = list(pool.map(lambda job: _check(job[0], job[1], launch, on_done), runs))
     problems = [
         f"{run.name}: {finding['subject']}: {finding['message']}"
         for (run, _), report in zip(runs, checked, strict=True)
@@ -92,7 +92,7 @@ def forecast_runs(
     }
 
 
-def _check(run: PlannedRun, recipe: Path, launch: dict[str, Any], on_done: Callable[[], None]) -> dict[str, Any]:
+def _check(run: PlannedRun, recipe: Path, launch: dict[str, Any], on_done: Callable[[], object]) -> dict[str, Any]:
     # It goes on where a killed one stopped: a folder that holds a run is no mistake here.
     command = [sys.executable, "-m", "trl_exbias.cli.main", "check", str(recipe), "--method", run.trains_with, "--json"]
     command += ["--resume_from_checkpoint", "true", *launch_arguments(launch, _PLACEMENT)]

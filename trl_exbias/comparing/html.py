@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .content import Content
+from .content import Content, Page
 from .plots import Plot
 
 
@@ -21,7 +21,7 @@ def write_html(content: Content, parts: "list[Section]", pictures: list[Plot], p
     path.write_text(render_html(content, parts, pictures), encoding="utf-8")
 
 
-def render_html(content: Content, parts: "list[Section]", pictures: list[Plot]) -> str:
+def render_html(content: Page, parts: "list[Section]", pictures: list[Plot]) -> str:
     """The page as one text."""
     from jinja2 import Environment, StrictUndefined
 

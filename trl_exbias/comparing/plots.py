@@ -3,12 +3,16 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import MissingPackageError
 from .compute import SORTS
 from .content import Content
 from .words import ARROWS, title_of
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 # Colours that stay apart in grey and for the colour-blind (Okabe and Ito).
@@ -60,7 +64,7 @@ def _figures(content: Content) -> bytes | None:
     rows = -(-len(keys) // columns)
     size = (3.3 * columns, rows * (0.9 + 0.3 * len(content.entries)))
 
-    def draw(figure) -> None:
+    def draw(figure: "Figure") -> None:
         panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
         for axes, key in zip(panels, keys, strict=False):
             _panel(axes, content, key)
@@ -98,7 +102,7 @@ def _curves(content: Content) -> bytes | None:
     if not names:
         return None
 
-    def draw(figure) -> None:
+    def draw(figure: "Figure") -> None:
         from matplotlib.ticker import MaxNLocator
 
         panels = figure.subplots(1, len(names), squeeze=False)[0]
@@ -142,7 +146,7 @@ def _bars(names: list[str], parts: dict[str, list[float]], unit: str, budget: fl
     if not parts:
         return None
 
-    def draw(figure) -> None:
+    def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         left = [0.0] * len(names)
         for place, (part, values) in enumerate(parts.items()):

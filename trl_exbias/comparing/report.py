@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .content import Content, Sample
+from .content import Content, Page, Sample
 from .html import write_html
 from .plots import Plot, plots
 from .sections import Section, sections
@@ -37,7 +37,7 @@ def write_report(content: Content, folder: Path) -> list[Path]:
     return [markdown, html]
 
 
-def render_markdown(content: Content, parts: list[Section], pictures: list[Plot]) -> str:
+def render_markdown(content: Page, parts: list[Section], pictures: list[Plot]) -> str:
     """The report as one text."""
     by_name = {picture.name: picture for picture in pictures}
     blocks = [f"# {_inline(content.title)}"]

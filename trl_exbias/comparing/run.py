@@ -114,7 +114,7 @@ def report(
 
 def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Forecast]:
     """What each run will consume; of a finished run what was forecast before. Empty where lengths are as declared."""
-    found: dict[str, Forecast] = {}
+    found: dict[str, Forecast | None] = {}
     missing = []
     for run in comparison.runs:
         recipe, path = write_recipe(run, folders[run.name]), folders[run.name] / FORECAST_FILE
@@ -139,7 +139,7 @@ def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Fo
             [f"{name}: its number of rows is not known before it is trained, so it cannot be given the length of the "
              "others: have its data at hand, or write `equal: none`." for name in unknown],
         )  # fmt: skip
-    return found
+    return {name: forecast for name, forecast in found.items() if forecast is not None}
 
 
 def _train_all(comparison: Comparison, folders: dict[str, Path], forecasts: dict[str, Forecast]) -> EqualCompute | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def read_samples(folder: Path, models: Mapping[str, Mapping[str, Any]], number: 
     )
 
 
-def _decoder(models: Mapping[str, Mapping[str, Any]]):
+def _decoder(models: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
     """The text of token ids, by the first model's tokenizer."""
 
     def decode(ids: list[int]) -> str:

@@ -1,6 +1,7 @@
 """The tables of a report."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..evaluation.figures import Figure
 from .compute import SORTS, Compute
@@ -62,12 +63,11 @@ def quality_table(content: Content) -> Table:
 
 def cost_table(content: Content) -> Table:
     """Tokens by sort, seconds by phase, peak memory."""
-    runs = [entry for entry in content.runs if entry.compute is not None]
+    runs = [(entry, entry.compute) for entry in content.runs if entry.compute is not None]
     head = ["run", "updates", *(f"{sort} tokens" for sort in SORTS), "tokens", "seconds"]
     head += ["s an update", "wall clock s", "peak memory"]
     rows = []
-    for entry in runs:
-        found = entry.compute
+    for entry, found in runs:
         by_sort = [Cell(count(getattr(found, sort))) for sort in SORTS]
         by_phase = "\n".join(f"{phase} {seconds(value)}" for phase, value in found.seconds.items())
         tokens, time = _cost_cells(content, entry)
@@ -84,7 +84,7 @@ def cost_table(content: Content) -> Table:
         "Seconds are those of the phases; the wall clock has loading and saving as well. Seconds an update: behind the SFT "
         "phase, what was generated beforehand shared out over the updates that use it.",
     ]
-    if any(entry.compute.attempts > 1 for entry in runs):
+    if any(found.attempts > 1 for _, found in runs):
         notes.append("A run with more than one start was interrupted: its phases' seconds lack what was lost.")
     return Table(head, rows, notes)
 
@@ -119,7 +119,7 @@ def runs_table(content: Content) -> Table:
     return Table(["run", "method", *keys], rows)
 
 
-def settings_table(values) -> Table:
+def settings_table(values: Any) -> Table:
     """A setting a row."""
     return Table(["setting", "value"], [[Cell(str(key)), Cell(_text(value))] for key, value in values.items()])
 
@@ -214,7 +214,7 @@ def _number_of_prompts(content: Content, key: str) -> str:
     return f"n = {count(figures[0].n)}" + (f", up to {count(missing)} missing" if missing else "")
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_text(one)}" for key, one in value.items())
     return ", ".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)

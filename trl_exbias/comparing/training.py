@@ -100,7 +100,7 @@ def train(
     _refuse_second_trainer(folder, attempts)
     command = [sys.executable, "-m", "trl_exbias.cli.main", *run.command, "--config", str(folder / RECIPE_FILE)]
     command += ["--resume_from_checkpoint", "true", *launch_arguments(launch or {})]
-    record = {"seconds": 0.0, "status": None, "host_bytes": None, "pid": None}
+    record: dict[str, Any] = {"seconds": 0.0, "status": None, "host_bytes": None, "pid": None}
     started = time.perf_counter()
     with open(folder / LOG_FILE, "ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)

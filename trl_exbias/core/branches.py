@@ -62,7 +62,7 @@ class Branch:
     weight: float = 1.0
     score: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.input_ids) != len(self.labels):
             raise ValueError(
                 f"A branch needs one label for each token (-100 for none), got {len(self.labels)} labels for "
@@ -86,7 +86,7 @@ class BranchedExample:
     context_ids: list[int]
     context_labels: list[int]
     branches: list[Branch]
-    gold_rest: tuple[list[int], list[int]] = ((), ())
+    gold_rest: tuple[Sequence[int], Sequence[int]] = ((), ())
     prompt_rest: Sequence[int] = ()
 
     @classmethod
@@ -97,7 +97,7 @@ class BranchedExample:
         context_length: int,
         branches: Sequence[Branch],
         prompt_ids: Sequence[int] | None = None,
-    ):
+    ) -> "BranchedExample":
         """
         Splits a tokenised row into context and gold branch and puts `branches` beside the latter.
 

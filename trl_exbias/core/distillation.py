@@ -13,7 +13,7 @@ Shapes: N scored positions, H hidden size, V vocabulary, K top-k.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -182,12 +182,23 @@ def distillation_scores(
 
 class _Distillation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, head, labels, target, hard_weights, soft_weights, temperature):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        head: LMHead,
+        labels: torch.Tensor,
+        target: SoftTarget,
+        hard_weights: torch.Tensor,
+        soft_weights: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, ...]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
         # Summed in float32: a chunk's part may be too small for half precision to see.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         scores = torch.zeros(5, len(hidden), device=hidden.device)
         for rows in _chunks(len(hidden), weight):
             raw = torch.nn.functional.linear(hidden[rows], weight, bias)
@@ -198,19 +209,19 @@ class _Distillation(torch.autograd.Function):
             if not any(ctx.needs_input_grad[:3]):
                 continue
             grad = head.finish_backward(grad, logits).to(hidden.dtype)
-            if wants_hidden:
+            if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
-            if wants_weight:
+            if grad_weight is not None:
                 if grad.dtype == torch.float32:
                     grad_weight.addmm_(grad.T, hidden[rows])
                 else:
                     grad_weight += grad.T @ hidden[rows]
-            if wants_bias:
+            if grad_bias is not None:
                 grad_bias += grad.sum(0)
         ctx.gradients = [
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
         ]
         nll, cross_entropy, kl, entropy, is_top1 = scores
         loss = (hard_weights * nll + soft_weights * cross_entropy).sum()
@@ -218,7 +229,7 @@ class _Distillation(torch.autograd.Function):
         return loss, nll, cross_entropy, kl, entropy, is_top1
 
     @staticmethod
-    def backward(ctx, grad_loss, *_):
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         # Scaled in place: a second gradient of the LM head would be the largest tensor here. So it goes once only.
         assert ctx.gradients is not None, "backward a second time through the same loss"
         gradients, ctx.gradients = ctx.gradients, None
@@ -228,7 +239,15 @@ class _Distillation(torch.autograd.Function):
         return (*gradients, None, None, None, None, None, None)
 
 
-def _score_chunk(logits, labels, target, rows, hard_weights, soft_weights, temperature):
+def _score_chunk(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    target: SoftTarget,
+    rows: slice,
+    hard_weights: torch.Tensor,
+    soft_weights: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of the chunk's weighted loss with respect to its logits `(n, V)`, and the five scores `(5, n)`."""
     labels = labels.unsqueeze(-1)
     top1 = logits.argmax(-1, keepdim=True) == labels

@@ -20,6 +20,9 @@ class ExbiasError(Exception):
 class UsageError(ExbiasError, ValueError):
     """What was given cannot be worked with: a setting, data, a model, a file."""
 
+    #: Where a message lists several things, each of them.
+    problems: list[str]
+
 
 class UsageTypeError(UsageError, TypeError):
     """What was given is of another kind than what is needed."""

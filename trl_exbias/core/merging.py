@@ -1,6 +1,7 @@
 """Adapters merged into their base: whether PEFT can do it exactly, and a copy in which it is done."""
 
 import copy
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -65,7 +66,7 @@ def _outline(model: PeftModel) -> PeftModel:
     if hasattr(adapter, "init_lora_weights"):
         adapter.init_lora_weights = True  # others compute on the base's weights
     base = base_causal_lm(model)
-    plain = next(cls for cls in type(base).__mro__ if not issubclass(cls, FSDPModule))
+    plain: Any = next(cls for cls in type(base).__mro__ if not issubclass(cls, FSDPModule))
     with torch.device("meta"):
         return get_peft_model(from_config(plain, copy.deepcopy(base.config)), adapter)
 

@@ -131,7 +131,7 @@ def _computes_other_logits(model: nn.Module, name: str) -> str | None:
     head = LMHead(model)
     projected = []
 
-    def magnify(module, args):
+    def magnify(module: nn.Module, args: tuple) -> tuple:
         projected.append(args[0])
         return (args[0] * factors, *args[1:])
 

@@ -5,6 +5,7 @@ Shapes: B batch, L tokens of a row, K keys, H hidden size, V vocabulary.
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import transformers
@@ -26,7 +27,7 @@ def is_multimodal(config: PretrainedConfig) -> bool:
     return config.get_text_config() is not config
 
 
-def model_class(config: PretrainedConfig) -> type:
+def model_class(config: PretrainedConfig) -> type[Any]:
     """What loads a model of this configuration, as TRL does: the whole of a multimodal one, of whatever auto class."""
     name = (config.architectures or [""])[0]
     if name.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
@@ -46,7 +47,7 @@ def backbone(model: nn.Module) -> nn.Module:
     return base if part is None else backbone(part)
 
 
-def read_backbone(model: nn.Module, **inputs):
+def read_backbone(model: nn.Module, **inputs: Any) -> Any:
     """The backbone's output for `inputs`, without gradient; also outside the forward of a model that FSDP2 shards."""
     return in_forward(model, lambda: backbone(model)(**inputs))
 

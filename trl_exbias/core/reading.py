@@ -1,6 +1,7 @@
 """Reading whole sequences without gradients, and the logits of what was read, a chunk at a time."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ def pad_right(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return torch.tensor([[*sequence, *[value] * (width - len(sequence))] for sequence in sequences])
 
 
-def read(model: nn.Module, **inputs):
+def read(model: nn.Module, **inputs: Any) -> torch.Tensor:
     """The backbone's output for `inputs`, moved to where the model begins."""
     device = model_device(model)
     moved = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in inputs.items()}
@@ -44,7 +45,7 @@ def read_along(
     return output.last_hidden_state[wanted.to(output.last_hidden_state.device)]
 
 
-def read_padded(model: nn.Module, sequences: Sequence[Sequence[int]], pad_token_id: int):
+def read_padded(model: nn.Module, sequences: Sequence[Sequence[int]], pad_token_id: int) -> torch.Tensor:
     """The backbone's output for whole sequences, padded on the right, where a causal model cannot see it."""
     lengths = torch.tensor([len(sequence) for sequence in sequences]).unsqueeze(1)
     return read(

@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class SoftLabelCache:
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # A worker process of a data loader opens the files for itself.
         return {**self.__dict__, "_files": {}}
 

@@ -1,6 +1,9 @@
 """What the demo's runs have in common."""
 
-RUN_SETTINGS = {
+from typing import Any
+
+
+RUN_SETTINGS: dict[str, Any] = {
     "overwrite_output_dir": True,
     "gradient_checkpointing": False,  # memory is no concern here, and it costs a third of the time
     "logging_steps": 4,

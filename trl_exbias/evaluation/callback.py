@@ -52,13 +52,19 @@ class ExposureBiasCallback(TrainerCallback):
         #: Every report so far, with the step it was made at.
         self.reports: list[tuple[int, ExposureBias]] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._measure(state)
 
-    def on_iteration_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_iteration_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._measure(state)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not hasattr(self.trainer, "plan"):
             self._measure(state)
 

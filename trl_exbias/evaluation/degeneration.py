@@ -96,17 +96,18 @@ def distinct_shares(completions: Mapping[str, TokenIds], n: int) -> dict[str, fl
     set of P without completion i: their spread is the jackknife's, and two sets of the same prompts pair up.
     """
     whole = Counter(gram for token_ids in completions.values() for gram in _ngrams(token_ids, n))
-    total, without = whole.total(), {}
+    total = whole.total()
+    without: dict[str, float | None] = {}
     for prompt, token_ids in completions.items():
         own = Counter(_ngrams(token_ids, n))
         left = total - own.total()
         only_here = sum(count == whole[gram] for gram, count in own.items())
         without[prompt] = (len(whole) - only_here) / left if left else None
-    there = [value for value in without.values() if value is not None]
+    there = {prompt: value for prompt, value in without.items() if value is not None}
     if not total or len(there) < len(without):  # no n-gram at all, or all of them in one completion
         return dict.fromkeys(completions, len(whole) / total if total else None)
-    mean = sum(there) / len(there)
-    return {prompt: len(whole) / total + (len(there) - 1) * (mean - value) for prompt, value in without.items()}
+    mean = sum(there.values()) / len(there)
+    return {prompt: len(whole) / total + (len(there) - 1) * (mean - value) for prompt, value in there.items()}
 
 
 def _ngrams(token_ids: TokenIds, n: int) -> list[tuple[int, ...]]:

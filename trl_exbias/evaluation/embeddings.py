@@ -113,7 +113,8 @@ def plot_embedding_distance(figures: Mapping[str, Figure], path: str | Path, tit
     axes, places = picture.subplots(), range(1, len(rows) + 1)
     for place, row in zip(places, rows, strict=True):
         if np.ptp(row) > 0:  # a density needs two values that differ
-            body = axes.violinplot(row, [place], widths=0.8, showextrema=False)["bodies"][0]
+            bodies: Any = axes.violinplot(row, [place], widths=0.8, showextrema=False)["bodies"]
+            body = bodies[0]
             body.set(facecolor="#0072B2", alpha=0.35)
         least, first, median, third, greatest = np.quantile(row, [0, 0.25, 0.5, 0.75, 1])
         axes.vlines(place, least, greatest, color="0.25", linewidth=1)

@@ -74,7 +74,7 @@ def exposure_bias(
     stride: int = 1,
     teacher: "nn.Module | None" = None,
     max_batch_tokens: int = 16384,
-    on_progress: Callable[[int, int], None] = lambda starts, tokens: None,
+    on_progress: Callable[[int, int], object] = lambda starts, tokens: None,
 ) -> ExposureBias:
     """
     Measures a model on documents: from every start, `context_length` true tokens, then `horizon` steps of free running.
@@ -118,7 +118,7 @@ def exposure_bias_from(
     seed: int = 0,
     teacher: "nn.Module | None" = None,
     max_batch_tokens: int = 16384,
-    on_progress: Callable[[int, int], None] = lambda starts, tokens: None,
+    on_progress: Callable[[int, int], object] = lambda starts, tokens: None,
 ) -> ExposureBias:
     """
     [`exposure_bias`] from given contexts and horizons (prompts and responses, say); horizons may differ in length.
@@ -179,7 +179,9 @@ def _accumulated(runs: "FreeRuns", present: np.ndarray) -> tuple[np.ndarray, np.
     def ratio(weights: np.ndarray) -> np.ndarray:
         totals = weights @ present
         own, gold = (
-            np.cumsum(weights @ np.where(present, kl, 0.0) / totals, axis=-1) for kl in (runs.kl_own, runs.kl_gold)
+            np.cumsum(weights @ np.where(present, kl, 0.0) / totals, axis=-1)
+            for kl in (runs.kl_own, runs.kl_gold)
+            if kl is not None
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(gold > 0, 100 * (own - gold) / gold, 0.0)

@@ -47,7 +47,7 @@ def free_runs(
     teacher: nn.Module | None = None,
     vocab_size: int | None = None,
     max_batch_tokens: int = 16384,
-    on_progress: Callable[[int, int], None] = lambda starts, tokens: None,
+    on_progress: Callable[[int, int], object] = lambda starts, tokens: None,
 ) -> FreeRuns:
     """
     Lets a model run freely from true contexts and scores the true tokens along the way.
@@ -86,7 +86,16 @@ def free_runs(
     return runs
 
 
-def _run_group(runs, group, models, contexts, horizons, num_samples, seed, vocab_size) -> None:
+def _run_group(
+    runs: FreeRuns,
+    group: list[int],
+    models: list[nn.Module],
+    contexts: Sequence[TokenIds],
+    horizons: Sequence[TokenIds],
+    num_samples: int,
+    seed: int,
+    vocab_size: int | None,
+) -> None:
     """One batch of starts, in lockstep: each row of the batch is a start going along the truth or along a sample."""
     heads = [LMHead(reader) for reader in models]
     # A token that the teacher does not have could not be read by it.
@@ -95,9 +104,10 @@ def _run_group(runs, group, models, contexts, horizons, num_samples, seed, vocab
     options = [SamplingOptions(seed=own, excluded_token_ids=excluded) for own in seeds]
     sessions, hidden = [], []
     for reader in models:
-        session = _session(reader, [contexts[i] for i in group], max(len(horizons[i]) for i in group))
+        own = [list(contexts[i]) for i in group]
+        session = _session(reader, own, max(len(horizons[i]) for i in group))
         sessions.append(session)
-        hidden.append(session.prefill([contexts[i] for i in group]))
+        hidden.append(session.prefill(own))
     # Row r of the batch goes on from start `start[r]`; rows of the truth first, then those of each sample.
     start, lane = list(range(len(group))), [0] * len(group)
     for step in range(runs.teacher_forced.shape[1]):
@@ -156,7 +166,9 @@ def _record(
                 array[i, step] = share if np.isnan(array[i, step]) else array[i, step] + share
 
 
-def _score(heads, hidden, truth, vocab_size) -> tuple[list[float], list[float]]:
+def _score(
+    heads: list[LMHead], hidden: list[torch.Tensor], truth: torch.Tensor, vocab_size: int | None
+) -> tuple[list[float], list[float]]:
     """NLL of the true tokens, and KL(teacher ‖ model) where there is a teacher (else zeros)."""
     nll, kl = [], []
     truth = truth.to(hidden[0].device)
@@ -175,7 +187,7 @@ def _score(heads, hidden, truth, vocab_size) -> tuple[list[float], list[float]]:
     return nll, kl
 
 
-def _session(model: nn.Module, contexts: list[TokenIds], horizon: int) -> DenseSession | RaggedSession | RereadSession:
+def _session(model: nn.Module, contexts: list[list[int]], horizon: int) -> DenseSession | RaggedSession | RereadSession:
     longest = max(map(len, contexts)) + horizon
     if len({len(context) for context in contexts}) == 1 and takes_own_cache(model):
         return DenseSession(model)

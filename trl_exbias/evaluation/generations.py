@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class GenerationStore:
         digest = hashlib.blake2b(json.dumps(self._header, sort_keys=True).encode(), digest_size=8).hexdigest()
         self.path = Path(folder) / fingerprint[:16] / f"{digest}.jsonl"
         self._found: dict[tuple[str, int], Generation] = {}
-        self._file = None
+        self._file: FileIO  # while the store is entered
         self._whole_bytes = self._read()
 
     def __enter__(self) -> "GenerationStore":
@@ -92,7 +93,7 @@ class GenerationStore:
             flush(self.path.parent)
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._file.close()
 
     def find(self, prompt_ids: Sequence[int], number: int) -> Generation | None:
@@ -176,10 +177,10 @@ def generate(
             f"({made.generated_tokens / made.seconds:.0f} tokens/s); {made.kept_generations} were there already."
         )
     found = [[store.find(prompt, number) for number in range(num_generations)] for prompt in prompts]
-    return found, made
+    return [[generation for generation in row if generation is not None] for row in found], made
 
 
-def _make(store, wanted, options, make_engine, decode, batches, title) -> Made:
+def _make(store: Any, wanted: Any, options: Any, make_engine: Any, decode: Any, batches: Any, title: str) -> Made:
     from tqdm.auto import tqdm
 
     from ..rollouts.noise import derive_seed

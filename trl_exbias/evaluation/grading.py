@@ -157,7 +157,8 @@ def accuracy(name: str, gradings: Mapping[str, Sequence[Grading]], settings: dic
     means = {prompt: _mean(row) for prompt, row in values.items()}
     lengths, std = {len(row) for row in values.values()}, None
     if len(lengths) == 1 and max(lengths) > 1:
-        std = float(np.std([_mean(column) for column in zip(*values.values(), strict=True)], dtype=float))
+        columns = [_mean(column) for column in zip(*values.values(), strict=True)]
+        std = float(np.std(np.array(columns, dtype=float)))  # NaN where a repetition could not be judged
     return Figure.over_prompts(name, means, settings=settings or {}, std=std)
 
 

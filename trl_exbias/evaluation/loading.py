@@ -14,7 +14,7 @@ def device_of(options: Any) -> str:
     return options.device or str(found)
 
 
-def load_model(folder: str | Path, options: Any):
+def load_model(folder: str | Path, options: Any) -> Any:
     """
     A model, or an adapter over its base, for inference, on the device asked for.
 

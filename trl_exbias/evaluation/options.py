@@ -88,7 +88,7 @@ class EvaluationOptions:
     output: Path = _option(Path("evaluations"), "folder of evaluation.json, plots and what is kept")
     generations: Path | None = _option(None, "folder of kept generations (default: OUTPUT/generations)")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from .suites import JUDGED, SUITES
 
         problems = []

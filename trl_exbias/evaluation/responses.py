@@ -46,8 +46,9 @@ def response_cross_entropy(
     """
     engine = TransformersEngine(model, pad_token_id)
     own = engine.mix(prompts, responses, [[True] * len(row) for row in responses], SamplingOptions(seed=seed))
-    means = []
+    means: list[float] = []
     for along in (responses, own):
         nll = [value for row in label_nll(model, prompts, along, responses, pad_token_id) for value in row]
         means.append(sum(nll) / len(nll))
-    return ResponseCrossEntropy(*means, num_tokens=sum(map(len, responses)))
+    teacher_forced, free_running = means
+    return ResponseCrossEntropy(teacher_forced, free_running, num_tokens=sum(map(len, responses)))

@@ -141,6 +141,7 @@ def judge_client(options: EvaluationOptions) -> "JudgeClient":
     from .judging import JudgeClient
 
     read, written = options.judge_prices or (None, None)
+    assert options.judge_url is not None and options.judge_model is not None  # its options have been checked
     return JudgeClient(
         options.judge_url,
         options.judge_model,
@@ -156,7 +157,7 @@ def judge_client(options: EvaluationOptions) -> "JudgeClient":
 
 
 def _check_key(options: EvaluationOptions) -> None:
-    if options.judge_url.startswith("https") and not os.environ.get(options.judge_key_env):
+    if (options.judge_url or "").startswith("https") and not os.environ.get(options.judge_key_env):
         raise UsageError(
             f"{options.judge_url} needs a key: put it into the environment variable {options.judge_key_env}, or name another "
             "one with --judge_key_env."
@@ -219,7 +220,7 @@ def _evaluate_one(
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     curves: dict[str, Any] = {}
-    asked = None if judge is None else judge.usage.as_dict()
+    asked = {} if judge is None else judge.usage.as_dict()
     for chosen in prepared.suites:
         work = Work(chosen, subject, prepared.rows[chosen.name], options, judge)
         settings = work.settings()

@@ -44,7 +44,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.temperature == 0 and self.num_generations > 1:
             raise UsageError(
                 f"`num_generations={self.num_generations}` greedy responses are all the same: raise `temperature`, or ask "
@@ -79,7 +79,8 @@ class EvaluatedModel:
             self._tokenizer_folder, trust_remote_code=options.trust_remote_code
         )
         self._stack = contextlib.ExitStack()
-        self._engine, self._room = None, 0
+        self._engine: Any = None
+        self._room = 0
         self._report: Progress = lambda sequences, tokens: None
 
     @cached_property
@@ -137,7 +138,7 @@ class EvaluatedModel:
         return stop_token_ids(self.tokenizer, config, None, **self.options.template_kwargs)
 
     @cached_property
-    def model(self):
+    def model(self) -> Any:
         """The weights, for suites that look inside. What generates with a copy of its own is ended first."""
         self._end_engine()
         return load_model(self.folder, self.options)
@@ -200,7 +201,7 @@ class EvaluatedModel:
                 f"the model's {self.positions} positions. Lower `max_new_tokens`, or leave out or shorten long prompts."
             )
 
-    def _start(self, report: Progress, longest: int):
+    def _start(self, report: Progress, longest: int) -> Any:
         """The engine, with room for sequences of `longest` tokens; it stays until [`close`]."""
         from ..rollouts import TransformersEngine
 
@@ -219,7 +220,7 @@ class EvaluatedModel:
             self._room = self.positions or sys.maxsize
         return self._engine
 
-    def _start_vllm(self):
+    def _start_vllm(self) -> Any:
         from ..rollouts import VLLMEngine
 
         folder = self.folder if base_of_adapter(self.folder) is None else self._merged()

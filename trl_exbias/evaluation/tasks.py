@@ -86,11 +86,13 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     from ..settings.datasets import load_rows, render
 
     given = options.data_of(suite.name)
-    if given is None and suite.data is None:
+    if given is not None:
+        name, config, split = given, options.data_config, options.split or "test"
+    elif suite.data is not None:
+        name, config, split = suite.data
+        split = options.split or split
+    else:
         raise UsageError(f"The suite `{suite.name}` has no data of its own: give --data (hub id, folder or file).")
-    name, config, split = (given, options.data_config, options.split or "test") if given else suite.data
-    if given is None and options.split:
-        split = options.split
     if Path(name).is_file() and split == "test":
         split = "train"
     try:
@@ -118,7 +120,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     if not any(templates.values()):
         dataset = _known_form(suite, options, raw)
     elif templates["completion_template"]:
-        dataset = render(raw, DataArguments(**templates))
+        dataset = render(raw, DataArguments(**templates))  # type: ignore[arg-type]  # its templates alone
     else:
         dataset = render(raw, DataArguments(text_template=templates["prompt_template"])).rename_column("text", "prompt")
     if suite.needs_references and "prompt" in dataset.column_names and not _has_references(dataset, options):
@@ -128,7 +130,13 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
         )
     if is_rendered:
         _check_rows(dataset, numbers, suite, options)
-    settings = {"data": name, "data_config": config, "split": split, **templates, "rows": _identity(dataset)}
+    settings: dict[str, Any] = {
+        "data": name,
+        "data_config": config,
+        "split": split,
+        **templates,
+        "rows": _identity(dataset),
+    }
     if options.template_kwargs:
         settings["chat_template_kwargs"] = options.template_kwargs
     return Rows(dataset, raw, numbers, settings)

@@ -44,6 +44,7 @@ class Work:
     def sampling(self) -> Sampling:
         """The suite's, with what was asked otherwise."""
         asked = {name: getattr(self.options, name) for name in ("temperature", "max_new_tokens", "num_generations")}
+        assert self.suite.sampling is not None, f"{self.suite.name} has no responses"
         own = replace(self.suite.sampling, top_p=self.options.top_p, seed=self.options.seed)
         return replace(own, **{name: value for name, value in asked.items() if value is not None})
 
@@ -78,6 +79,12 @@ class Work:
         store = self.subject.store(self.sampling)
         numbers = range(self.sampling.num_generations)
         return [{item.id: store.find(item.ids, number) for item in self.items} for number in numbers]
+
+    @property
+    def asked_judge(self) -> "JudgeClient":
+        """The judge, for a suite that asks one."""
+        assert self.judge is not None
+        return self.judge
 
     @property
     def references(self) -> dict[str, list[str]]:

@@ -94,8 +94,9 @@ def _read(run_dir: Path) -> dict[str, tuple[dict[str, Any], Dataset]]:
     found = {}
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1])):
         store = RolloutStore(folder)
-        if store.is_complete:
-            found[folder.name] = (store.manifest, store.read())
+        manifest = store.manifest
+        if manifest is not None and store.is_complete:
+            found[folder.name] = (manifest, store.read())
         else:
             logger.warning(f"{folder} is left out: its rollouts are not complete.")
     if not found:

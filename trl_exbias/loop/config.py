@@ -4,7 +4,7 @@ import logging
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -35,7 +35,14 @@ class IterativeSFTConfig(SFTConfig):
     """
 
     # The method's own settings that tell rollouts apart; an interrupted run may only be resumed with the same ones.
-    _rollout_settings = ("temperature", "top_p", "top_k", "num_rollouts", "rollout_turns", "max_length")
+    _rollout_settings: ClassVar[tuple[str, ...]] = (
+        "temperature",
+        "top_p",
+        "top_k",
+        "num_rollouts",
+        "rollout_turns",
+        "max_length",
+    )
 
     num_train_epochs: float = field(
         default=1.0, metadata={"help": "Epochs of joint training on gold and rollouts in each iteration."}
@@ -151,13 +158,13 @@ class IterativeSFTConfig(SFTConfig):
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "vllm_init_kwargs", "chat_template_kwargs"]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # First of all: TRL's own checks come with a hardware check that would hide these mistakes.
         problems = self.problems()
         if problems:
             lines = "\n".join(f"- {problem}" for problem in problems)
             raise UsageError(f"{type(self).__name__}: {len(problems)} problem{'s'[: len(problems) > 1]}\n{lines}")
-        if self.bf16 is None and not self.fp16 and not torch.accelerator.is_available():
+        if self.bf16 is None and not self.fp16 and not torch.accelerator.is_available():  # type: ignore[has-type]  # TRL's field
             self.bf16 = False
         super().__post_init__()
 
@@ -238,7 +245,7 @@ class IterativeSFTConfig(SFTConfig):
         return {name: getattr(self, name) for name in self._rollout_settings}
 
     @classmethod
-    def from_args(cls, args: TrainingArguments | None, model: Any, trainer: type) -> "IterativeSFTConfig":
+    def from_args(cls, args: TrainingArguments | None, model: Any, trainer: type[Any]) -> "IterativeSFTConfig":
         """
         `args` as this class, for a trainer class: TRL's own [`~trl.SFTConfig`] is accepted, with this class's own settings at their defaults.
 

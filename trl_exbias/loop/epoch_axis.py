@@ -1,6 +1,7 @@
 """The epoch that is logged: how often the run has read its data, whatever its phases and however they were cut."""
 
 from collections.abc import Callable
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -18,7 +19,7 @@ class EpochAxis(TrainerCallback):
     def __init__(self, plan: Callable[[], RunPlan | None]):
         self.plan = plan
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         plan = self.plan()
         if plan is not None:  # a stream's epochs are Trainer's own
             state.epoch = plan.epoch_at(state.global_step)

@@ -76,8 +76,13 @@ class IterationBest(TrainerCallback):
         self.folder = Path(args.output_dir) / ITERATION_BEST
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics=None, **kwargs
-    ):
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not self.run.is_training() or self.metric not in (metrics or {}):  # one of several sets comes at a time
             return
         iteration = self.run.plan().iteration_at(state.global_step)

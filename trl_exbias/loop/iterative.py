@@ -76,6 +76,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
     _tag_names = ["trl", "trl-exbias", "iterative-sft"]
     _name = "Iterative SFT"
     config_class = IterativeSFTConfig
+    train_dataset: Any
     #: How `exbias check` and `exbias compare` plan the method's phases.
     phase_plan = PhasePlan()
     #: Forms of data (see `data_checks.dataset_form`) in which the method makes sense.
@@ -133,7 +134,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self._set_up_sampling(args.chat_template_kwargs or {})
+        self._set_up_sampling(args.chat_template_kwargs or {})  # type: ignore[arg-type]  # text until TRL has read it
         reject_unsupported(self.model, args, self.accelerator, getattr(self, "teacher", None) is not None)
         self._check_prepared(form == "tokenized")
         self._complete_model(model)
@@ -187,7 +188,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
             return
         check_patience(self.args, self.eval_dataset, self.is_deepspeed_enabled or self.is_fsdp_enabled)
         run = RunningPlan(
-            plan=lambda: self.plan,
+            plan=lambda: self.plan,  # type: ignore[arg-type, return-value]  # asked for in training, when it is there
             is_training=lambda: self.is_in_train,
             logged=lambda: self.state.log_history,
             save=partial(self.save_model, _internal_call=True),
@@ -198,7 +199,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
 
     # Data
 
-    def _set_signature_columns_if_needed(self):
+    def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if self.args.is_plain_sft:
             return
@@ -208,7 +209,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
 
     # The loop
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """
         Runs the whole plan; see [`~transformers.Trainer.train`].
 
@@ -263,7 +264,9 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
             for callback in (axis, recorder, self.preemption):
                 self.remove_callback(callback)
 
-    def _run_epoch(self, *, model, epoch, train_dataloader, trial, **kwargs):
+    def _run_epoch(
+        self, *, model: torch.nn.Module, epoch: int, train_dataloader: Any, trial: Any, **kwargs: Any
+    ) -> None:
         if self.plan is None:  # a stream: its epochs are TRL's
             super()._run_epoch(model=model, epoch=epoch, train_dataloader=train_dataloader, trial=trial, **kwargs)
             return
@@ -286,6 +289,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
 
     def _begin_phase(self, entry: PlannedEpoch) -> None:
         self._check_policy()
+        assert self.plan is not None
         first_step = self.plan.first_step(entry.iteration)
         if self._iteration_best is not None and self._iteration == -1 and self.state.global_step == first_step > 0:
             # Resumed from where the iteration before this one ended: with its last weights, not its best.
@@ -319,7 +323,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
             logs.update(self._last_seconds)
         super().log(logs, start_time)
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if self.rolls_out and is_length_grouped(sampler):
             return GroupedByEpoch(sampler, self.args.seed, lambda: self._epoch)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ class JointSFTTrainer(SFTTrainer):
     branch_kinds: tuple[str, ...] = ("rollout",)
     #: Lays out a batch of branches.
     collator_class: type[BranchCollator] = BranchCollator
+    data_collator: Any
 
     def _set_up_branches(self) -> None:
         """To be called once the model, its tokenizer and TRL's collator are there."""
@@ -100,7 +102,7 @@ class JointSFTTrainer(SFTTrainer):
                 f"Every branch is trained as a row of its own: {reason}. The loss is the same, at more tokens."
             )
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         if not batch_samples or "branch_kinds" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         counts = sum(count_terms(batch, self.loss_terms(), self.kinds).to(device) for batch in batch_samples)
@@ -112,14 +114,14 @@ class JointSFTTrainer(SFTTrainer):
         """The joint micro-batches of an optimizer step, just before it: all are trained on with the same weights."""
         return batches
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches or "branch_kinds" not in batches[0]:
             return batches, num_items
         now = self.batches_of_step(batches)
         return now, num_items if now is batches else self._get_num_items_in_batch(now, device)
 
-    def _prepare_input(self, data):
+    def _prepare_input(self, data: Any) -> Any:
         if not isinstance(self.data_collator, BranchCollator):
             return super()._prepare_input(data)
         # Under DeepSpeed, transformers casts every floating-point input to the training's type, for models that read sounds
@@ -128,7 +130,9 @@ class JointSFTTrainer(SFTTrainer):
             return data.to(self.args.device)
         return super()._prepare_input(data)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
         # Around the backward too: what gradient checkpointing computes again must come from the same kernels. Batches of plain
         # SFT are trained on as `SFTTrainer` would.
         with without_attention_plans() if "branch_kinds" in inputs else contextlib.nullcontext():
@@ -136,7 +140,13 @@ class JointSFTTrainer(SFTTrainer):
         check_loss(loss, inputs.get(ROW), self.state.global_step)
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
         inputs = {name: value for name, value in inputs.items() if name != ROW}
         if "branch_kinds" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -159,7 +169,12 @@ class JointSFTTrainer(SFTTrainer):
         return loss
 
     def score_branches(
-        self, model, inputs: dict[str, torch.Tensor], kinds: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        kinds: torch.Tensor,
+        weights: torch.Tensor,
+        counts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """
         The joint loss of a micro-batch.

@@ -22,14 +22,17 @@ class PlannedSFTTrainer(PreparingSFTTrainer):
     """A [`PreparingSFTTrainer`] with a [`RunPlan`]; a stream, whose length is not known, has none and runs as in TRL."""
 
     plan: RunPlan | None = None
+    lr_scheduler: Any
     _is_extended = False
     _iteration_best: IterationBest | None = None
 
-    def set_initial_training_values(self, args, dataloader):
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
         as_in_trl = super().set_initial_training_values(args, dataloader)
         if not has_length(dataloader):
             return as_in_trl
-        batches = partial(batches_per_epoch, args, self._train_batch_size, self.accelerator.num_processes)
+        batches: Callable[[int], int] = partial(
+            batches_per_epoch, args, self._train_batch_size, self.accelerator.num_processes
+        )
         if args.is_plain_sft:
             steps_in_epoch = as_in_trl[5]  # packed, sharded by sequence, or batched by a sampler of the user's
             batches = lambda num_rows: steps_in_epoch  # noqa: E731
@@ -58,8 +61,13 @@ class PlannedSFTTrainer(PreparingSFTTrainer):
         return RunPlan(phases, batches, self.args.gradient_accumulation_steps, settings.max_steps)
 
     def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ):
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         in_trl = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -74,12 +82,12 @@ class PlannedSFTTrainer(PreparingSFTTrainer):
         epoch, updates = self.plan.locate(self.state.global_step)
         return epoch, 0 if self.args.ignore_data_skip else updates * self.args.gradient_accumulation_steps
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.plan is not None and self._is_extended:
             resume_schedule(self.lr_scheduler, self.optimizer, self.state.global_step)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if not self.args.restart_lr_schedule or self.lr_scheduler is not None or self.plan is None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer

@@ -63,6 +63,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
     reads_documents = False
     #: The tokenizer's own template at the moment when the run began: what inference renders with.
     inference_template: str | None = None
+    chat_template: str | None
 
     def prepare_rows(self, dataset: Dataset, how: Preparation) -> Dataset:
         """
@@ -105,7 +106,9 @@ class PreparingSFTTrainer(JointSFTTrainer):
         train_dataset = prepare(train_dataset, TRAINING, True)
         return train_dataset, _each(eval_dataset, lambda part, name: prepare(part, name, False))
 
-    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
         trls = super()._prepare_dataset
         if args.is_plain_sft:
             with rows_named(dataset, dataset_name, args, formatting_func is not None):
@@ -134,7 +137,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
         self._prepared.add(prepared)
         return prepared
 
-    def _formatted(self, dataset, formatting_func, args, name: str) -> Dataset:
+    def _formatted(self, dataset: Dataset, formatting_func: Any, args: Any, name: str) -> Dataset:
         """Rows with the text that a formatting function makes of each, in `text`, as TRL would add it; checked."""
         texts = dataset.map(
             lambda row: {"text": formatting_func(row)}, num_proc=args.dataset_num_proc, desc="Formatting the rows"
@@ -142,7 +145,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
         raise_problems(row_problems(texts, "text", rows_of(name, len(texts)), "text", self.reads_documents))
         return texts
 
-    def _normalised(self, dataset, processing_class, args) -> Dataset:
+    def _normalised(self, dataset: Dataset, processing_class: Any, args: Any) -> Dataset:
         """Conversations as the chat template takes them, and that template at the moment when the run began."""
         if not isinstance(dataset, Dataset):
             return dataset
@@ -154,7 +157,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
         elif self.inference_template not in (None, own):
             self.chat_template = self.inference_template
 
-        def adapt(messages):
+        def adapt(messages: Any) -> Any:
             return adapted(messages, form_of(processing_class, self.chat_template))
 
         if args.chat_template_kwargs and (not message_columns(dataset) or "input_ids" in dataset.column_names):
@@ -179,7 +182,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
         for message in doubled_tokens(map(itemgetter("input_ids"), self.train_dataset), tokenizer, is_tokenised):
             logger.warning(message)
 
-    def evaluate(self, eval_dataset=None, *args, **kwargs):
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As [`~trl.SFTTrainer.evaluate`]; data given here are checked as those that the trainer is made with."""
         if not self.args.is_plain_sft:
             eval_dataset = _each(eval_dataset, self._checked)

@@ -92,6 +92,7 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
         What an iteration trains on: gold rows with the rollouts of the iterations in use, its own made now by the policy at
         hand, or read where the run was interrupted behind them.
         """
+        assert self.plan is not None, "rows are rolled out in training"
         first_step, parts = self.plan.first_step(iteration), []
         for used in self.iterations_in_use(iteration):
             phase = RolloutPhase(self._rollout_source(), self._rollout_reporter(), used)
@@ -195,9 +196,10 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
                 yield own
             return
         with vllm_engine(self._policy_to_serve(), self.args, self.processes, on_progress) as engine, together():
-            if self.is_world_process_zero():
+            if engine is not None and self.is_world_process_zero():
                 self.log_now({"seconds/vllm_start": engine.start_seconds})
-            yield SplitEngine(draws=engine, labels=own)
+            # Where there is none, no rows are drawn: another process's engine is on this one's device.
+            yield SplitEngine(draws=engine, labels=own)  # type: ignore[arg-type]
 
     def _policy_to_serve(self) -> PolicyToServe:
         dtype = serving_dtype(self.model, self.args)

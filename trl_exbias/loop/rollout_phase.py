@@ -205,7 +205,7 @@ class RolloutPhase:
             raise NotWrittenError(self.store.folder, error, kept) from error
 
     def _report(self, rollouts: Dataset, tokens: int, seconds: float) -> None:
-        stats = self.store.manifest["stats"]
+        stats = self.store.require_manifest()["stats"]
         metrics = means(stats)
         # What the phase produced, also where a resumed run found it on disk: what comparisons count compute by.
         metrics["rollout/num_tokens"] = int(stats.get(LENGTH, (0, 0))[0])

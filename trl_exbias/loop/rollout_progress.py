@@ -24,7 +24,7 @@ class RolloutProgress:
     def __enter__(self) -> "RolloutProgress":
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.bar.close()
 
     def update(self, rows: int, tokens: int) -> None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 class RolloutStats:
     """Numerators and denominators of a phase's metrics, summed over rows, shards and processes before they are divided."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def add(self, name: str, total: float, count: float) -> None:

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import ProcessorMixin
 
@@ -29,6 +30,7 @@ class SavingSFTTrainer(PlannedSFTTrainer):
     _processor: ProcessorMixin | None = None
     _iteration = 0
     _trial: Any = None
+    control: Any
 
     def identity(self) -> dict[str, Any]:
         """What the steps of this run follow from; a checkpoint of another run is not resumed from."""
@@ -68,10 +70,10 @@ class SavingSFTTrainer(PlannedSFTTrainer):
             self._save_checkpoint(self.model_wrapped, self._trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-    def _checkpoint_folder(self, trial) -> Path:
+    def _checkpoint_folder(self, trial: Any) -> Path:
         return Path(self._get_output_dir(trial), f"{CHECKPOINT_PREFIX}-{self.state.global_step}")
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         check_weights(self.model, self.state.global_step)
         save_complete(
             self._checkpoint_folder(trial),
@@ -96,7 +98,12 @@ class SavingSFTTrainer(PlannedSFTTrainer):
         if self._processor is not None:
             self._processor.save_pretrained(output_dir or self.args.output_dir)
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
         """Writes `README.md` of `output_dir`: method, paper, recipe, exposure bias, versions; see [`~trl.SFTTrainer`]."""
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():

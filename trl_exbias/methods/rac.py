@@ -1,6 +1,7 @@
 """Reference-Answer-based Correction (RAC)."""
 
 import logging
+from typing import Any
 
 from ..core.branches import Branch
 from ..core.data import Example
@@ -60,7 +61,7 @@ class RACTrainer(IterativeSFTTrainer):
     dataset_forms = ("prompt-completion", "messages")
     engine_calls_per_row = 2
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._template = CorrectionTemplate(self.args.correction_template)
         self._template.check(self.train_dataset, self.processing_class, self.inference_template)
@@ -84,7 +85,9 @@ class RACTrainer(IterativeSFTTrainer):
             for example, response, fit in zip(examples, responses, fits, strict=True)
         ]
 
-    def _branch(self, example: Example, response: list[int], corrected: list[int], options) -> list[Branch]:
+    def _branch(
+        self, example: Example, response: list[int], corrected: list[int], options: SamplingOptions
+    ) -> list[Branch]:
         # Eq. 7: where the model agrees with itself there is nothing to learn but to repeat itself.
         labels = [new if new != old else -100 for old, new in zip(response, corrected, strict=True)]
         self.rollout_stats.add("rac/correction_rate", sum(label != -100 for label in labels), len(labels))

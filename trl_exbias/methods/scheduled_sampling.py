@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
     config_class = ScheduledSamplingConfig
     phase_plan = ScheduledSamplingPlan()
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._mixed_rows: frozenset[int] = frozenset()
         self._mixing_seconds = 0.0

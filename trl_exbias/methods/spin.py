@@ -1,6 +1,7 @@
 """Self-Play Fine-Tuning (SPIN), a baseline."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -32,7 +33,7 @@ class PairCollator(BranchCollator):
     and `reference_ratios` (for each example; NaN where it has no own response, hence no pair).
     """
 
-    def _padding(self):
+    def _padding(self) -> dict[str, Any]:
         return super()._padding() | {"in_response": False}
 
     def collate(
@@ -104,7 +105,7 @@ class SPINTrainer(IterativeSFTTrainer):
         if self.args.max_length is not None:
             own = [z[: max(0, self.args.max_length - len(x))] for x, z in zip(prompts, own, strict=True)]
         # Each response after its own context, as it will stand in training.
-        contexts, gold, gold_labels = zip(*(example.gold for example in examples), strict=True)
+        contexts, gold, gold_labels = map(list, zip(*(example.gold for example in examples), strict=True))
         of_gold = self._log_probs(contexts, gold, gold_labels)
         of_own = self._log_probs(prompts, own, own)
         for parts in zip(contexts, gold, prompts, own, strict=True):
@@ -114,7 +115,7 @@ class SPINTrainer(IterativeSFTTrainer):
             for tokens, gold, mine in zip(own, of_gold, of_own, strict=True)
         ]
 
-    def _log_probs(self, contexts, tokens, labels) -> list[float]:
+    def _log_probs(self, contexts: list[list[int]], tokens: list[list[int]], labels: list[list[int]]) -> list[float]:
         """log p(labels | context) of each row, in nats, under the policy at hand."""
         with self.accelerator.autocast():
             nll = label_nll(
@@ -125,7 +126,14 @@ class SPINTrainer(IterativeSFTTrainer):
     def loss_terms(self) -> list[LossTerm]:
         return [LossTerm((GOLD,), self.args.sft_weight), PairTerm((), self.args.rollout_weight)]
 
-    def score_branches(self, model, inputs, kinds, weights, counts):
+    def score_branches(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        kinds: torch.Tensor,
+        weights: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         inputs = dict(inputs)
         pairs, in_response = inputs["example_ids"], inputs.pop("in_response")
         reference = inputs.pop("reference_ratios")

@@ -6,6 +6,7 @@ mode that casts what autocast would.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -120,12 +121,12 @@ class _Saved:
         return tensor
 
     def watch(self, layer: torch.nn.Module) -> list:
-        def enter(module, args, kwargs):
+        def enter(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self._layer = module
             hidden = args[0] if args else kwargs["hidden_states"]
             self.inputs += hidden.numel() * hidden.element_size()
 
-        def leave(module, args, output):
+        def leave(module: torch.nn.Module, args: tuple, output: Any) -> None:
             self._layer = None
 
         return [layer.register_forward_pre_hook(enter, with_kwargs=True), layer.register_forward_hook(leave)]
@@ -135,18 +136,27 @@ class _FusedAttention(torch.autograd.Function):
     """Shapes of a fused attention kernel: it keeps its inputs, its output and one number a query for the backward."""
 
     @staticmethod
-    def forward(ctx, query, key, value, mask):
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         output = query.new_empty(*query.shape[:-1], value.size(-1))
         normaliser = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, normaliser, *([] if mask is None else [mask]))
         return output
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> None:
         raise NotImplementedError("for planning only")
 
 
-def _attention(module, query, key, value, attention_mask, **kwargs):
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     # Rotary embeddings leave queries and keys in the type of the hidden states; autocast casts what goes into the kernel.
     query, key, value = (_cast(states, _MetaAutocast.current or states.dtype) for states in (query, key, value))
     # As `sdpa_attention_forward`: keys and values are repeated for a mask, which the kernel takes in their type.
@@ -187,22 +197,22 @@ class _MetaAutocast(TorchFunctionMode):
         super().__init__()
         self.dtype = dtype
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         _MetaAutocast.current = self.dtype
         return super().__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> Any:
         _MetaAutocast.current = None
         return super().__exit__(*error)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func in self._PRODUCTS or func in self._PRECISE:
             dtype = self.dtype if func in self._PRODUCTS else torch.float32
             args = tuple(_cast(argument, dtype) for argument in args)
         return func(*args, **(kwargs or {}))
 
 
-def _cast(argument, dtype: torch.dtype):
+def _cast(argument: Any, dtype: torch.dtype) -> Any:
     if not isinstance(argument, torch.Tensor) or argument.dtype == dtype or not argument.is_floating_point():
         return argument
     return argument.to(dtype)

@@ -1,5 +1,6 @@
 """The data, the tokenizer, the teacher and the output directory against each other: the trainers' own checks, without weights."""
 
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,9 @@ def check_rows_and_tokenizer(
     return len(findings.errors) == before
 
 
-def _check_rendering(findings, row, form, tokenizer, stops) -> None:
+def _check_rendering(
+    findings: Findings, row: dict[str, Any], form: str, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]
+) -> None:
     _, response = response_after_prompt(row, form, tokenizer)
     if not set(response) & set(stops):
         findings.warn(

@@ -77,8 +77,8 @@ def num_checkpoints(args: Any, plan: RunPlan) -> int:
 
 def rollout_bytes(phases: list[PlannedPhase]) -> int | None:
     """Of all rollouts of a run, at most; `None` where their tokens are not known."""
-    tokens = [phase.rollout_tokens for phase in phases]
-    return None if None in tokens else _ROLLOUT_BYTES * sum(tokens)
+    tokens = [phase.rollout_tokens for phase in phases if phase.rollout_tokens is not None]
+    return _ROLLOUT_BYTES * sum(tokens) if len(tokens) == len(phases) else None
 
 
 def soft_label_bytes(positions: int, teacher: ModelFacts, top_k: int | None) -> int:

@@ -115,11 +115,12 @@ def estimate(
     planner = _Planner(args, facts, teacher, placement, stand, computes_in, device_bytes, reads_for_labels)
     memory = []
     for phase in phases:
-        counted = None if phase.layout is None else activations(phase.layout)
-        if counted is None:
+        layout = phase.layout
+        counted = None if layout is None else activations(layout)
+        if layout is None or counted is None:
             continue
-        memory += planner.around(phase)
-        memory.append(PhaseMemory(phase.name, peak(planner.training(phase, counted))))
+        memory += planner.around(phase, layout)
+        memory.append(PhaseMemory(phase.name, peak(planner.training(phase, layout, counted))))
     return Estimate(facts, teacher, memory)
 
 
@@ -134,7 +135,7 @@ class _Planner:
     device_bytes: int | None
     reads_for_labels: bool
 
-    def around(self, phase: PlannedPhase) -> list[PhaseMemory]:
+    def around(self, phase: PlannedPhase, layout: Layout) -> list[PhaseMemory]:
         """What comes between two training phases: rollouts, the teacher's labels."""
         found = []
         if phase.rollout_rows != 0:
@@ -142,7 +143,7 @@ class _Planner:
                 self.stand,
                 self.facts,
                 self.placement,
-                self._rollout_tokens(phase),
+                self._rollout_tokens(phase, layout),
                 self.args.top_p < 1,
                 self.reads_for_labels,
                 self.args.vllm_gpu_memory_utilization,
@@ -156,24 +157,24 @@ class _Planner:
             found.append(PhaseMemory(f"soft labels {phase.iteration}", moment))
         return found
 
-    def _rollout_tokens(self, phase: PlannedPhase) -> int:
+    def _rollout_tokens(self, phase: PlannedPhase, layout: Layout) -> int:
         """Of one batch: as many rows as the budget allows, one at least, and not more than there are."""
         most = self.args.rollout_batch_tokens
         if phase.rollout_rows is not None:
-            most = min(most, phase.rollout_rows * phase.layout.length)
-        return max(most, phase.layout.length)
+            most = min(most, phase.rollout_rows * layout.length)
+        return max(most, layout.length)
 
-    def training(self, phase: PlannedPhase, activations: Activations) -> list[Moment]:
-        distils = self.teacher is not None and phase.iteration > 0
+    def training(self, phase: PlannedPhase, layout: Layout, activations: Activations) -> list[Moment]:
+        teacher = self.teacher if phase.iteration > 0 else None
         return training_moments(
             self.stand,
             self.facts,
             self.placement,
             activations,
-            self._head(phase.layout, distils),
+            self._head(layout, teacher is not None),
             self.args.gradient_checkpointing,
             self.args.gradient_accumulation_steps > 1,
-            self._teacher_bytes() if distils else 0,
+            0 if teacher is None else self._teacher_bytes(teacher),
         )
 
     def _head(self, layout: Layout, distils: bool) -> HeadMemory:
@@ -187,10 +188,10 @@ class _Planner:
         positions = layout.rows * layout.length if on_cpu else layout.scored
         return fused_head(positions, *shape, facts.softcap, on_cpu)
 
-    def _teacher_bytes(self) -> int:
+    def _teacher_bytes(self, teacher: ModelFacts) -> int:
         if self.args.cache_teacher:
-            return self.teacher.vocab_size * self.teacher.hidden_size * self.teacher.head_dtype.itemsize
-        return self.teacher.bytes // self.placement.shards_weights
+            return teacher.vocab_size * teacher.hidden_size * teacher.head_dtype.itemsize
+        return teacher.bytes // self.placement.shards_weights
 
 
 class _Counter:

@@ -33,7 +33,7 @@ class Hub:
     Ask early ([`~Hub.ask`]): where it is away, that is known by the time it matters.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._answers: bool | None = False if _is_offline() else None
         self._thread: threading.Thread | None = None
 
@@ -49,7 +49,8 @@ class Hub:
         """Whether the hub can be reached; waits for at most two seconds."""
         if self._answers is None:
             self.ask()
-            self._thread.join(_TIMEOUT)
+            if self._thread is not None:
+                self._thread.join(_TIMEOUT)
             self._answers = bool(self._answers)
         return self._answers
 

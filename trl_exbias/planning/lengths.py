@@ -1,6 +1,6 @@
 """How long the rows of a run are, in tokens, from the first of them."""
 
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ def measure(
         stride = args.stride or args.rollout_length
         number = sum(len(starts(context + response, length, stride)) for context, response in whole)
         return Lengths([(args.context_length, args.rollout_length)] * number, num_sources, whole)
-    limit = math.inf if args.max_length is None else args.max_length
+    limit = sys.maxsize if args.max_length is None else args.max_length
     cut = [(min(context, limit), min(response, max(0, limit - context))) for context, response in whole]
     if cuts_trajectories:
         stride = args.stride or args.rollout_length

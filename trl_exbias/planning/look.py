@@ -111,7 +111,7 @@ def _lengths(
     config: Any,
     args: Any,
 ) -> Lengths | None:
-    if form is None:
+    if form is None or rows is None:
         return None
     if plan.has_correction:
         checks.check_correction(findings, rows.rows, args, tokenizer)
@@ -191,7 +191,7 @@ def _plan(
         )
     _check_fit(findings, found, device)
     if plan is not None:
-        _plan_disk(findings, planned, args, plan, model_args.use_peft, phases, lengths)
+        _plan_disk(findings, planned, found, args, plan, model_args.use_peft, phases, lengths)
     return planned
 
 
@@ -212,13 +212,14 @@ def _check_fit(findings: Findings, found: Estimate, device: int | None) -> None:
 def _plan_disk(
     findings: Findings,
     planned: Plan,
+    found: Estimate,
     args: Any,
     plan: "RunPlan",
     is_adapter: bool,
     phases: list[PlannedPhase],
     lengths: Lengths | None,
 ) -> None:
-    facts, placement = planned.estimate.facts, planned.placement
+    facts, placement = found.facts, planned.placement
     model = disk.saved_model_bytes(facts, placement, is_adapter)
     number = disk.num_checkpoints(args, plan)
     sizes = {
@@ -228,7 +229,7 @@ def _plan_disk(
     }
     if args.rollout_engine == "vllm":
         sizes["the policy that vLLM serves"] = model
-    teacher = planned.estimate.teacher
+    teacher = found.teacher
     if teacher is not None and args.cache_teacher and lengths is not None and planned.data["rows"]:
         branches = 1 + sum(phase.rollout_rows != 0 for phase in phases)
         positions = round(planned.data["rows"] * lengths.mean_response * branches)

@@ -97,6 +97,7 @@ class RunShape:
     def mean(self) -> MeanLengths:
         """Mean tokens of a row."""
         lengths = self.lengths
+        assert lengths is not None, "asked for where rows have been looked at"
         return MeanLengths(lengths.mean_context, lengths.mean_response, mean_branch(self), lengths.mean_correction)
 
     def tokens(self, iteration: int, rolled_out: float) -> float | None:
@@ -151,7 +152,7 @@ def plan_phases(
     joint_rows = num_rows
     if num_rows is not None and shape.rolls_out and args.sft_weight == 0 and args.num_rollouts is not None:
         joint_rows = min(args.num_rollouts, num_rows)
-    planned = phases_of(args, num_rows, joint_rows)
+    planned = phases_of(args, num_rows, joint_rows)  # type: ignore[arg-type]  # of unknown rows, no run is planned
     plan = None
     if num_rows is not None:
         batches = partial(batches_per_epoch, args, args.per_device_train_batch_size, num_processes)
@@ -182,10 +183,10 @@ def _planned(shape: RunShape, args: Any, phase: Phase, epochs: list, is_known: b
     rollout_tokens: int | None = 0
     if shape.new_branches(iteration):
         known = shape.lengths is not None and rollout_rows is not None
-        rollout_tokens = round(rollout_rows * mean_branch(shape)) if known else None
+        rollout_tokens = round((rollout_rows or 0) * mean_branch(shape)) if known else None
     tokens = None if rows is None or per_row is None else round(rows * num_epochs * per_row)
     labels = online = None
-    if tokens is not None:
+    if tokens is not None and rollout_rows is not None:
         labels = shape.label_tokens(iteration, rows, rollout_rows if shape.new_branches(iteration) else 0)
         online = shape.online_tokens(iteration, rollout_rows * num_epochs, tokens)
     return PlannedPhase(
@@ -205,5 +206,6 @@ def _planned(shape: RunShape, args: Any, phase: Phase, epochs: list, is_known: b
 
 def mean_branch(shape: RunShape) -> float:
     """Mean tokens of a rollout; where it may stop earlier, at most."""
+    assert shape.lengths is not None
     rows = shape.lengths.rows
     return sum(shape.branch_length(context, response) for context, response in rows) / max(1, len(rows))

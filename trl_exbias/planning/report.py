@@ -93,9 +93,9 @@ class Plan:
         return "\n".join([*lines, f"data    {words}"])
 
     def _steps(self) -> str:
-        header = ("phase", "rows", "epochs", "steps", "tokens", "rolled-out rows", "rolled-out tokens")
+        header: tuple[str, ...] = ("phase", "rows", "epochs", "steps", "tokens", "rolled-out rows", "rolled-out tokens")
         header = (*header, "read for labels", "drawn or read in steps", "batch")
-        lines = [
+        lines: list[tuple[str, ...]] = [
             (
                 phase.name,
                 _number(phase.rows),
@@ -113,12 +113,12 @@ class Plan:
         # Few methods label, and fewer do anything in a step besides training.
         kept = [i for i, name in enumerate(header) if name not in _RARE or {line[i] for line in lines} - {"0", "?"}]
         header, *lines = (tuple(row[i] for i in kept) for row in (header, *lines))
-        known = [phase.steps for phase in self.phases]
-        total = "" if None in known or len(known) < 2 else f"\n{sum(known):,} steps in all"
+        known = [phase.steps for phase in self.phases if phase.steps is not None]
+        total = f"\n{sum(known):,} steps in all" if len(known) == len(self.phases) >= 2 else ""
         return _table(header, lines) + total
 
     def _memory(self) -> str:
-        phases = self.estimate.phases
+        phases = [] if self.estimate is None else self.estimate.phases
         names = [name for name in _COMPONENTS if any(phase.peak.parts.get(name) for phase in phases)]
         header = ("GiB on each device", *names, "peak", "when")
         lines = [

@@ -64,7 +64,7 @@ def first_rows(data_args: DataArguments, mixture: Any, kind: str, hub: Hub, whol
         name, config = data_args.dataset_name, data_args.dataset_config
         split = data_args.dataset_train_split if kind == "train" else data_args.dataset_test_split
 
-        def load(split: str, streaming: bool):
+        def load(split: str, streaming: bool) -> Any:
             return load_rows(name, config, split, streaming, whole_documents)
 
         dataset, counts = _open(name, split, hub, load, config)
@@ -76,7 +76,8 @@ def first_rows(data_args: DataArguments, mixture: Any, kind: str, hub: Hub, whol
     rows = [row for part, _, _ in parts for row in part]
     if not rows:
         raise UsageError(f"The {kind} data have no rows.")
-    num_rows = None if any(count is None for _, count, _ in parts) else sum(count for _, count, _ in parts)
+    known = [count for _, count, _ in parts if count is not None]
+    num_rows = sum(known) if len(known) == len(parts) else None
     if num_rows is None and len(parts) == 1 and len(rows) < NUM_ROWS:
         num_rows = len(rows)
     if num_rows is not None and mixture.datasets and mixture.test_split_size:
@@ -131,7 +132,8 @@ def _count(name: str, split: str, config: str | None) -> int | None:
         data_files = load_dataset_builder(name).config.data_files or {}
         files = data_files.get(split, [])
     counts = [_rows_of(Path(file)) for file in files]
-    return None if not counts or None in counts else sum(counts)
+    known = [count for count in counts if count is not None]
+    return sum(known) if counts and len(known) == len(counts) else None
 
 
 def _rows_of(path: Path) -> int | None:

@@ -40,7 +40,7 @@ class SamplingOptions:
     excluded_token_ids: tuple[int, ...] = ()
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
         if not 0 < self.top_p <= 1:

@@ -8,6 +8,8 @@ The mixers are the finalisers of SplitMix64 (Steele et al., 2014) for keys and o
 wide arrays, where 32-bit integers halve the memory traffic.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 
@@ -57,7 +59,7 @@ def _keys(seed: int, example_ids: list[int], positions: list[int], device: torch
     return torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 2)
 
 
-def _uniform_chunks(keys: torch.Tensor, width: int):
+def _uniform_chunks(keys: torch.Tensor, width: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yields `(rows, uniforms)`: a slice of `keys`' rows and their uniforms in (0, 1), float32 `(rows, width)`."""
     columns = torch.arange(width, dtype=torch.int32, device=keys.device) * _GOLDEN_32
     rows_per_chunk = max(1, _CHUNK_ELEMENTS // max(width, 1)) if keys.device.type == "cpu" else 1 << 10

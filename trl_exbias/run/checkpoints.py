@@ -39,10 +39,9 @@ _INHERITED = (
 #: How long the phases are: a run may be extended; see `extension`.
 PLAN_SETTINGS = ("max_steps", "num_train_epochs", "num_iterations", "sft_epochs", "epochs_per_iteration")
 # How fast, or how loudly, but not what: a run may be resumed with others.
-_FREE = ("rollout_engine", "vllm_", "rollout_batch_tokens", "num_rollouts_to_print", "overwrite_output_dir")
-# (What rollouts follow from is checked where they are: a phase that was trained on must be the same.)
 _FREE = (
-    *_FREE,
+    *("rollout_engine", "vllm_", "rollout_batch_tokens", "num_rollouts_to_print", "overwrite_output_dir"),
+    # (What rollouts follow from is checked where they are: a phase that was trained on must be the same.)
     "max_new_tokens",
     "max_degenerate_rate",
     "soft_label_dir",
@@ -110,8 +109,9 @@ def save_complete(
 
 def newest_complete(output_dir: str | Path) -> Path | None:
     """The checkpoint with the most steps that is whole; others are named in a warning and passed over."""
-    found = [path for path in Path(output_dir).glob(f"{CHECKPOINT_PREFIX}-*") if _NAME.fullmatch(path.name)]
-    for path in sorted(found, key=lambda path: -int(_NAME.fullmatch(path.name)[1])):
+    found = Path(output_dir).glob(f"{CHECKPOINT_PREFIX}-*")
+    steps = {path: int(match[1]) for path in found if (match := _NAME.fullmatch(path.name)) is not None}
+    for path in sorted(steps, key=lambda path: -steps[path]):
         problem = completeness_problem(path)
         if problem is None:
             return path

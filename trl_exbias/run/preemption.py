@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import threading
+from types import FrameType
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,7 +33,7 @@ class Preemption(TrainerCallback):
         self.leaving = False
         self._listening = False
 
-    def __enter__(self):
+    def __enter__(self) -> "Preemption":
         self._listening = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -41,11 +43,11 @@ class Preemption(TrainerCallback):
             signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         if self._listening:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def _on_signal(self, number, frame) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         # Not through `logging`, whose lock the interrupted code may hold.
         os.write(2, b"trl_exbias: SIGTERM: saving after this step, or this shard of rollouts\n")
@@ -68,11 +70,13 @@ class Preemption(TrainerCallback):
         logger.warning(message)
         raise PreemptedError(message)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.agreed():
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # what time is left is for saving
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.leaving:
             control.should_evaluate = control.should_save = False

@@ -94,7 +94,7 @@ class RolloutStore:
 
     def check(self, header: dict[str, Any]) -> None:
         """Raises a [`RolloutStoreError`] that names every setting in which the stored rollouts differ from `header`."""
-        stored = self._require_manifest()["header"]
+        stored = self.require_manifest()["header"]
         differing = [
             f"`{key}` was {stored.get(key)!r} and is now {header.get(key)!r}"
             for key in dict.fromkeys([*stored, *header])
@@ -108,7 +108,7 @@ class RolloutStore:
 
     def missing_shards(self) -> list[int]:
         """Shards that the manifest calls for and that are not there yet."""
-        return [i for i in range(self._require_manifest()["num_shards"]) if not self._shard(i).is_file()]
+        return [i for i in range(self.require_manifest()["num_shards"]) if not self._shard(i).is_file()]
 
     def write_shard(self, index: int, rollouts: dict[int, list[Branch]], stats: dict[str, list[float]]) -> None:
         """Writes the branches of some examples, with the counts behind the phase's metrics, as one shard."""
@@ -127,9 +127,10 @@ class RolloutStore:
 
     def finish(self) -> dict[str, Any]:
         """Completes the manifest with counts and hashes once every shard is there, and returns it."""
-        manifest = self._require_manifest()
+        manifest = self.require_manifest()
         assert not self.missing_shards(), "finish() before every shard was written"
-        shards, stats, num_rows = [], {}, 0
+        shards, num_rows = [], 0
+        stats: dict[str, list[float]] = {}
         for path, content in self._contents(manifest["num_shards"]):
             file = pq.ParquetFile(pa.BufferReader(content))
             if file.schema_arrow.metadata.get(_HEADER_KEY) != self._header_digest().encode():
@@ -153,7 +154,7 @@ class RolloutStore:
         Raises:
             RolloutStoreError: for a missing, truncated or altered file; the message names it.
         """
-        manifest = self._require_manifest()
+        manifest = self.require_manifest()
         if not manifest["complete"]:
             raise RolloutStoreError(f"The rollouts in {self.folder} are not complete.")
         hashes = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
@@ -174,7 +175,13 @@ class RolloutStore:
                 raise RolloutStoreError(f"{path} is missing. {_REMEDY.format(folder=self.folder)}")
             yield path, path.read_bytes()
 
-    def _require_manifest(self) -> dict[str, Any]:
+    def require_manifest(self) -> dict[str, Any]:
+        """
+        The manifest.
+
+        Raises:
+            RolloutStoreError: if no rollout was begun.
+        """
         manifest = self.manifest
         if manifest is None:
             raise RolloutStoreError(f"{self.folder / MANIFEST} is missing. {_REMEDY.format(folder=self.folder)}")
@@ -184,7 +191,7 @@ class RolloutStore:
         write_atomically(self.folder / MANIFEST, json.dumps(manifest, indent=2).encode())
 
     def _header_digest(self) -> str:
-        return _sha256(json.dumps(self._require_manifest()["header"], sort_keys=True).encode())
+        return _sha256(json.dumps(self.require_manifest()["header"], sort_keys=True).encode())
 
     def _shard(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.parquet"

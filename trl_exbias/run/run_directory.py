@@ -132,7 +132,9 @@ class RunRecorder(TrainerCallback):
     def __init__(self, facts: dict[str, Any]):
         self.facts = facts
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not state.is_world_process_zero:
             return
         record = {
@@ -149,7 +151,14 @@ class RunRecorder(TrainerCallback):
             write_atomically(folder / RUN_FILE, json.dumps(record, indent=2).encode())
             _forget_steps_after(folder / METRICS_FILE, state.global_step)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if state.is_world_process_zero and logs:
             path = Path(args.output_dir) / METRICS_FILE
             with _reporting_failed_writes(path), open(path, "a", encoding="utf-8") as file:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from .findings import Findings
 from .methods import method_named
@@ -45,7 +45,7 @@ def read_arguments(findings: Findings, method: str, overrides: list[str], recipe
     config_class = found.config_class()
 
     class Parser(TrlParser):
-        def error(self, message: str):
+        def error(self, message: str) -> NoReturn:
             raise RecipeError("command line", [message])
 
     parser = Parser((DataArguments, config_class, ModelConfig, DatasetMixtureConfig))
@@ -96,7 +96,7 @@ def _make(findings: Findings, cls: type, values: dict[str, Any]) -> Any:
 
 
 def _make_config(findings: Findings, cls: type, values: dict[str, Any]) -> tuple[Any, bool]:
-    raw = object.__new__(cls)
+    raw: Any = object.__new__(cls)
     raw.__dict__.update(_own(cls, values))
     problems = raw.problems()
     for problem in problems:

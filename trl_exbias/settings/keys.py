@@ -88,22 +88,23 @@ def source_classes() -> dict[str, SourceClass]:
         for node in ast.parse(_source(package, path)).body:
             if isinstance(node, ast.ClassDef):
                 bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-                fields = {field.target.id: field for field in node.body if _is_field(field)}
-                found[node.name] = SourceClass(package, bases, fields)
+                found[node.name] = SourceClass(package, bases, dict(filter(None, map(_field, node.body))))
     return found
 
 
-def _is_field(node: ast.stmt) -> bool:
+def _field(node: ast.stmt) -> tuple[str, ast.AnnAssign] | None:
+    """A field and its name, if the statement is one that a constructor takes."""
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-        return False
+        return None
     value, annotation = node.value, ast.unparse(node.annotation)
     if "ClassVar" in annotation:
-        return False
+        return None
     if isinstance(value, ast.Call):
         keywords = {keyword.arg: keyword.value for keyword in value.keywords}
-        if isinstance(keywords.get("init"), ast.Constant) and keywords["init"].value is False:
-            return False
-    return True
+        init = keywords.get("init")
+        if isinstance(init, ast.Constant) and init.value is False:
+            return None
+    return node.target.id, node
 
 
 def _fields(name: str, classes: dict[str, SourceClass]) -> list[str]:
@@ -116,6 +117,11 @@ def _fields_of(config_class: type) -> list[str]:
 
 
 def _source(package: str, path: str) -> str:
+    return (package_folder(package) / path).read_text(encoding="utf-8")
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package lies, without importing it."""
     spec = find_spec(package)
     assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
-    return Path(spec.submodule_search_locations[0], path).read_text(encoding="utf-8")
+    return Path(spec.submodule_search_locations[0])

@@ -51,10 +51,10 @@ class Method:
         """The words after `exbias` that train with it."""
         return ["train", "--method", self.name] if self.is_own else [self.name]
 
-    def trainer_class(self) -> type:
+    def trainer_class(self) -> type[Any]:
         return load(self.trainer)
 
-    def config_class(self) -> type:
+    def config_class(self) -> type[Any]:
         return self.trainer_class().config_class if self.config is None else load(self.config)
 
     def phase_plan(self) -> PhasePlan:

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..core.errors import UsageError, did_you_mean
 
@@ -38,10 +38,10 @@ def _flag(found: re.Match) -> str:
     return found["flags"].split("/")[0]
 
 
-def raising(parser_class: type[argparse.ArgumentParser]) -> type[argparse.ArgumentParser]:
+def raising(parser_class: type[argparse.ArgumentParser]) -> Any:
     """The same parser, which raises a [`UsageError`] instead of printing its usage and leaving."""
 
-    class Raising(parser_class):
+    class Raising(parser_class):  # type: ignore[valid-type, misc]  # a base that is only known when it runs
         def error(self, message: str) -> NoReturn:
             raise UsageError(plain_problem(message))
 

@@ -1,10 +1,10 @@
 """The shipped recipes, and the configurations of `accelerate` that go with them."""
 
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.errors import UsageError
+from .keys import package_folder
 from .methods import methods
 
 
@@ -37,8 +37,7 @@ def names() -> list[str]:
 
 def accelerate_configs() -> dict[str, Path]:
     """Files that `--accelerate_config` knows by name: those of `recipes/accelerate`, and what only TRL ships."""
-    spec = find_spec("trl")
-    trls = Path(spec.submodule_search_locations[0], "accelerate_configs") if spec else Path()
+    trls = package_folder("trl") / "accelerate_configs"
     ours = recipes_folder() / ACCELERATE
     # Ours last: they win.
     files = {path.stem: path for folder in (trls, ours) for path in folder.glob("*.yaml")}

@@ -115,10 +115,10 @@ def alpaca_annotations(
             "generator_1": baseline_name,
             "generator_2": model_name,
             "annotator": annotator,
-            "preference": 1.0 + preferences[item.id],
+            "preference": 1.0 + preference,
         }
         for item in items
-        if preferences.get(item.id) is not None
+        if (preference := preferences.get(item.id)) is not None
     ]
 
 
@@ -149,7 +149,7 @@ def length_controlled(annotations: Sequence[Mapping[str, Any]]) -> dict[str, flo
     return {str(index): float(value) for index, value in zip(table["index"], table["glm_preference"], strict=True)}
 
 
-def _package():
+def _package() -> Any:
     try:
         import alpaca_eval
     except ImportError as error:

@@ -33,7 +33,7 @@ class AnswerCache:
                 f"The cache of answers {self.path} is a folder; give a file, e.g. {self.path / 'judge.jsonl'}."
             )
         if self.path is not None and self.path.exists():
-            self._read()
+            self._read(self.path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -56,8 +56,8 @@ class AnswerCache:
         with open(self.path, "ab", buffering=0) as file:
             file.write(line)
 
-    def _read(self) -> None:
-        contents = self.path.read_bytes()
+    def _read(self, path: Path) -> None:
+        contents = path.read_bytes()
         unreadable = 0
         for line in contents.splitlines():
             try:
@@ -66,7 +66,7 @@ class AnswerCache:
             except (ValueError, KeyError, TypeError):
                 unreadable += bool(line.strip())
         if contents and not contents.endswith(b"\n"):
-            with open(self.path, "ab") as file:
+            with open(path, "ab") as file:
                 file.write(b"\n")
         if unreadable:
-            logger.warning(f"{self.path}: {unreadable} unreadable lines; their questions are asked again.")
+            logger.warning(f"{path}: {unreadable} unreadable lines; their questions are asked again.")

@@ -99,7 +99,7 @@ class JudgeClient:
             raise UsageError(f"`timeout` is {timeout}; it must be above 0 seconds.")
         if (prompt_price is None) != (completion_price is None):
             raise UsageError("Give both `prompt_price` and `completion_price`, for a million tokens, or neither.")
-        prices = None if prompt_price is None else (prompt_price, completion_price)
+        prices = None if prompt_price is None or completion_price is None else (prompt_price, completion_price)
         self.base_url = base_url
         self.model = model
         self.api_key_env = api_key_env

@@ -77,7 +77,8 @@ def geval(
     read = [_score(answer, criteria.scale, scoring) for answer in answers]
     warn_of_unreadable(answers, read, "score")
     samples, scores = num_samples if scoring == "samples" else 1, iter(read)
-    own, true = {}, {}
+    own: dict[str, float | None] = {}
+    true: dict[str, float | None] = {}
     for item in items:
         for of in (own, true):
             of[item.id] = _mean([next(scores) for _ in range(samples)])
@@ -209,6 +210,6 @@ def _figures(
     there = [score for score in true.values() if score is not None]
     divisor = sum(there) / len(there) if there else 0.0
     normalised = {key: None if score is None or not divisor else score / divisor for key, score in own.items()}
-    ratio = {key: None if score is None or not true[key] else score / true[key] for key, score in own.items()}
+    ratio = {key: None if score is None or not (of := true[key]) else score / of for key, score in own.items()}
     values = {"geval": own, "geval_reference": true, "geval_normalised": normalised, "geval_ratio": ratio}
     return {name: Figure.over_prompts(name, value, settings=dict(settings)) for name, value in values.items()}

@@ -31,7 +31,7 @@ class Criteria:
     scale: tuple[int, int] = (1, 5)
     steps: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("name", "description"):
             if not isinstance(getattr(self, field), str) or not getattr(self, field).strip():
                 raise UsageError(f"`{field}` must be a text.")

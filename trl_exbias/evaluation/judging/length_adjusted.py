@@ -92,5 +92,5 @@ def _hessian(design: np.ndarray, predicted: np.ndarray, c: float) -> np.ndarray:
     return (design * (predicted * (1 - predicted))[:, None]).T @ design + np.diag([0.0, 1 / c])
 
 
-def _sigmoid(x):
+def _sigmoid(x: Any) -> Any:
     return 0.5 * (1 + np.tanh(x / 2))

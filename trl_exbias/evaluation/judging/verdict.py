@@ -20,8 +20,8 @@ def read_verdict(answer: str) -> str | None:
     such line is there, something follows it, it names both, neither or something else, or two such lines disagree. Lines quoted with `>` are
     not the judge's own.
     """
-    text = last_word(answer)
-    decisions = list(_DECISION.finditer(text or ""))
+    text = last_word(answer) or ""
+    decisions = list(_DECISION.finditer(text))
     choices = {match.group(1).upper() if (match := _CHOICE.fullmatch(found[1])) else None for found in decisions}
     if len(choices) != 1 or text[decisions[-1].end() :].strip(" \t\n*_`"):
         return None

@@ -140,4 +140,5 @@ def _alike(item: Judged) -> bool:
 
 
 def _mean(wins: Sequence[float | None]) -> float | None:
-    return None if None in wins else sum(wins) / len(wins)
+    there = [win for win in wins if win is not None]
+    return sum(there) / len(there) if len(there) == len(wins) else None

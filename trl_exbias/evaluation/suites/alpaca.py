@@ -24,7 +24,7 @@ def _figures(work: Work) -> dict[str, Figure]:
 
     return work.over_repetitions(
         lambda responses: alpaca_win_rate(
-            work.judge,
+            work.asked_judge,
             _judged(work, {key: one.text for key, one in responses.items()}),
             seed=work.options.seed,
             model_name=work.subject.name,

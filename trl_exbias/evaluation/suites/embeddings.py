@@ -1,6 +1,7 @@
 """How far the responses' embeddings are from the references' (Cen 2024, Fig. 2), with a violin for each model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def _figures(work: Work) -> dict[str, Figure]:
     return {"embedding_distance": figure}
 
 
-def _mean(values) -> float | None:
+def _mean(values: Any) -> float | None:
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else None
 

@@ -14,7 +14,7 @@ def _figures(work: Work) -> dict[str, Figure]:
 
     return work.over_repetitions(
         lambda responses: geval(
-            work.judge, work.judged({key: one.text for key, one in responses.items()}), work.options.criteria
+            work.asked_judge, work.judged({key: one.text for key, one in responses.items()}), _criteria(work)
         )
     )
 
@@ -27,10 +27,15 @@ def _check(options: EvaluationOptions) -> None:
     read_criteria(options.criteria)
 
 
+def _criteria(work: Work) -> str:
+    assert work.options.criteria is not None  # `_check` has seen to it
+    return work.options.criteria
+
+
 def _requests(work: Work, texts: dict[str, str]) -> list[Any]:
     from ..judging import geval_requests
 
-    return geval_requests(work.judged(texts), work.options.criteria)
+    return geval_requests(work.judged(texts), _criteria(work))
 
 
 SUITE = Suite(name="geval", figures=_figures, requests=_requests, check=_check, packages={"openai": "eval"})

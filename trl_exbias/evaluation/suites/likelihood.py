@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from ..bootstrap import bootstrap_interval
 from ..figures import Figure
 from ..work import Work
 from .suite import Suite
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def _figures(work: Work) -> dict[str, Figure]:
@@ -39,11 +43,14 @@ def _figures(work: Work) -> dict[str, Figure]:
     }
 
 
-def _of_documents(work: Work, model, tokenizer) -> tuple[np.ndarray, list[str], list[str]]:
+def _of_documents(
+    work: Work, model: Any, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[np.ndarray, list[str], list[str]]:
     """Every stride-th token behind exactly `context_length` true ones: its NLL, its place and its text."""
     from ...methods.dad_dagger.trajectories import starts
     from ..perplexity import sliding_nll
 
+    assert work.cuts is not None, "documents are cut"
     length, stride = work.options.context_length, work.cuts.stride
     documents = [tokenizer(text)["input_ids"] for text in work.rows.dataset["text"]]
     places = [(i, start) for i, ids in enumerate(documents) for start in starts(len(ids), length + 1, stride)]
@@ -52,14 +59,16 @@ def _of_documents(work: Work, model, tokenizer) -> tuple[np.ndarray, list[str], 
     return nll, [f"{i}:{start}" for i, start in places], texts
 
 
-def _of_responses(model, contexts, responses) -> tuple[np.ndarray, np.ndarray]:
+def _of_responses(model: Any, contexts: list[list[int]], responses: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     from ...core.likelihood import label_nll
 
     rows = label_nll(model, contexts, responses, responses, 0)
     return np.array([sum(row) for row in rows]), np.array([float(len(row)) for row in rows])
 
 
-def _free_running(work: Work, ids, contexts, horizons, settings: dict[str, Any]) -> dict[str, Figure]:
+def _free_running(
+    work: Work, ids: Any, contexts: list[list[int]], horizons: list[list[int]], settings: dict[str, Any]
+) -> dict[str, Figure]:
     from tqdm.auto import tqdm
 
     from ..free_running import free_runs
@@ -107,8 +116,8 @@ def token_mean(name: str, ids: list[str], sums: np.ndarray, counts: np.ndarray, 
 
 def _exponential(entropy: Figure) -> Figure:
     # No prompt has a share of it: compare cross-entropies.
-    ends = (math.exp(value) for value in (entropy.mean, entropy.low, entropy.high))
-    return Figure("perplexity", *ends, entropy.n, higher_is_better=False, settings=entropy.settings)
+    mean, low, high = (math.exp(value) for value in (entropy.mean, entropy.low, entropy.high))
+    return Figure("perplexity", mean, low, high, entropy.n, higher_is_better=False, settings=entropy.settings)
 
 
 def _scaled(figure: Figure, name: str, factor: float, settings: dict[str, Any]) -> Figure:

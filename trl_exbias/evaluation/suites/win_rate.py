@@ -25,7 +25,7 @@ def _figures(work: Work) -> dict[str, Figure]:
 
     return work.over_repetitions(
         lambda responses: win_rate(
-            work.judge, work.judged({key: one.text for key, one in responses.items()}), **_settings(work)
+            work.asked_judge, work.judged({key: one.text for key, one in responses.items()}), **_settings(work)
         )
     )
 

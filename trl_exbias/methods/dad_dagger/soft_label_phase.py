@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm.auto import tqdm
 
 from ...core.branches import Branch
@@ -57,6 +58,7 @@ class Labelling:
     def name(self) -> str:
         """Of the folder: labels of other weights, or in another form, are others."""
         form = "hidden" if self.top_k is None else f"top{self.top_k}-t{self.temperature:g}"
+        assert self.teacher.fingerprint is not None, "known once it has been loaded"
         return f"{self.teacher.fingerprint[:16]}-{form}-v{self.vocab_size}"
 
 
@@ -81,8 +83,8 @@ class SoftLabelPhase:
         is_shown: bool,
     ):
         self.labelling, self.folder, self.log, self.leave, self.is_shown = labelling, folder, log, leave, is_shown
-        self.processes: Processes | None = None
-        self.preemption: Preemption | None = None
+        self.processes: Processes
+        self.preemption: Preemption
         self._cache: SoftLabelCache | None = None
 
     def run(self, data: JointDataset, processes: Processes, preemption: Preemption) -> SoftLabelCache:
@@ -120,14 +122,14 @@ class SoftLabelPhase:
         for row in self._bar(range(len(data)), "Looking for teacher's labels", "row"):
             for number, (context_ids, branch) in enumerate(labelled(data[row])):
                 key = soft_label_key(context_ids, branch)
-                if key not in seen and key not in self._cache:
+                if key not in seen and key not in self._kept:
                     labels = sum(label != -100 for label in branch.labels)
                     missing.append(_Place(key, len(context_ids) + len(branch.input_ids), labels, row, number))
                 seen.add(key)
         missing.sort(key=lambda place: (-place.tokens, place.key))
         return len(seen), missing
 
-    def _score(self, model, data: JointDataset, missing: Sequence[_Place]) -> None:
+    def _score(self, model: torch.nn.Module, data: JointDataset, missing: Sequence[_Place]) -> None:
         how, processes = self.labelling, self.processes
         # Longest first, and dealt out one by one: equal shares of all lengths.
         mine = missing[processes.index :: processes.count]
@@ -145,7 +147,7 @@ class SoftLabelPhase:
                     how.batch_tokens,
                     lambda rows, tokens: bar.update(rows),
                 )
-                self._cache.add({place.key: found for place, found in zip(shard, labels, strict=True)})
+                self._kept.add({place.key: found for place, found in zip(shard, labels, strict=True)})
         processes.wait()
         self._take_in_others()
         if self.preemption.agreed():
@@ -154,15 +156,21 @@ class SoftLabelPhase:
     def _bar(self, what: Sequence, title: str, unit: str) -> tqdm:
         return tqdm(what, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not self.is_shown)
 
+    @property
+    def _kept(self) -> SoftLabelCache:
+        assert self._cache is not None
+        return self._cache
+
     def _take_in_others(self) -> None:
         """Makes the labels that any process has this one's too."""
         if not self.processes.share_files:
-            self.processes.hand_over(self._cache.folder, SHARDS)
-        self._cache.refresh()
+            self.processes.hand_over(self._kept.folder, SHARDS)
+        self._kept.refresh()
 
 
 def _shards(places: Sequence[_Place]) -> Iterator[list[_Place]]:
-    shard, labels = [], 0
+    shard: list[_Place] = []
+    labels = 0
     for place in places:
         if shard and (len(shard) == _SHARD_ROWS or labels + place.labels > _SHARD_LABELS):
             yield shard

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...core.batching import run_in_batches
 from ...core.branches import Branch, concatenate
@@ -57,7 +57,7 @@ class Teacher:
         self.loading = loading
         self.fingerprint: str | None = None
         #: The LM head; stays when the rest of the model goes.
-        self.head: LMHead | None = None
+        self.head: LMHead  # there once it has been loaded
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[torch.nn.Module]:
@@ -66,7 +66,7 @@ class Teacher:
         back to where it was; `head` and `fingerprint` remain.
         """
         by_name = isinstance(self.source, str)
-        model = self._load() if by_name else self.source
+        model: Any = self._load() if by_name else self.source
         home = model_device(model)
         placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)
         moves = self.device is not None and home != self.device and not placed
@@ -93,7 +93,7 @@ class Teacher:
                 torch.cuda.empty_cache()
 
     @property
-    def config(self):
+    def config(self) -> PretrainedConfig:
         """The model's configuration, read without its weights."""
         if not isinstance(self.source, str):
             return self.source.config
@@ -172,7 +172,7 @@ def teacher_labels(
     top_k: int | None,
     temperature: float,
     max_batch_tokens: int,
-    on_progress: Callable[[int, int], None] = lambda rows, tokens: None,
+    on_progress: Callable[[int, int], object] = lambda rows, tokens: None,
 ) -> list[dict[str, torch.Tensor]]:
     """
     What the teacher says at every labelled position of some branches, on the CPU.

@@ -152,7 +152,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             logger.info(f"Training {len(trained)} parameter tensors of {', '.join(args.trainable_modules)}.")
         self.shared_vocab = LMHead(self.model).vocab_size
         if self.teacher is not None:
-            self._set_up_teacher()
+            self._set_up_teacher(self.teacher)
         self._soft_labels = None if self.teacher is None else self._soft_label_phase(self.teacher)
         self._resident_teacher: torch.nn.Module | None = None
         self._forward_redirection = forward_redirection()
@@ -224,7 +224,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
         data = super().joint_dataset(rollouts, rows)
-        if self.teacher is not None and self.args.cache_teacher:
+        if self._soft_labels is not None and self.args.cache_teacher:
             data.soft_labels = self._soft_labels.run(data, self.processes, self.preemption)
         return data
 
@@ -240,14 +240,14 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     # The teacher
 
-    def _set_up_teacher(self) -> None:
-        self.teacher.device = self.accelerator.device
+    def _set_up_teacher(self, teacher: Teacher) -> None:
+        teacher.device = self.accelerator.device
         if self.args.cache_teacher:
             # Each process scores branches of its own, at its own pace: the teacher is whole for so long.
-            self.teacher.loading = partial(loaded_whole, self.args)
+            teacher.loading = partial(loaded_whole, self.args)
         else:
-            self.teacher.prepare = self._shard_teacher
-        teacher_size = self.teacher.config.get_text_config().vocab_size
+            teacher.prepare = self._shard_teacher
+        teacher_size = teacher.config.get_text_config().vocab_size
         self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
         top_k = self.args.teacher_top_k
         if top_k is not None and top_k > self.shared_vocab:
@@ -269,7 +269,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         model, self._teacher_engine = shard_for_inference(model, self.accelerator)
         return model
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as stack:
             if self.teacher is not None and not self.args.cache_teacher:
                 self._resident_teacher = stack.enter_context(self.teacher.loaded())
@@ -283,7 +283,14 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
 
     # The loss
 
-    def score_branches(self, model, inputs, kinds, weights, counts):
+    def score_branches(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        kinds: torch.Tensor,
+        weights: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         if self.teacher is None:
             return super().score_branches(model, inputs, kinds, weights, counts)
         inputs = dict(inputs)
@@ -316,8 +323,17 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         }
         return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums
 
-    def _distil(self, inputs, scored, labels, target, hard_weights, soft_weights) -> tuple[torch.Tensor, ...]:
+    def _distil(
+        self,
+        inputs: dict[str, Any],
+        scored: torch.Tensor,
+        labels: torch.Tensor,
+        target: SoftTarget,
+        hard_weights: torch.Tensor,
+        soft_weights: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         """Runs inside the wrapped model's forward; returns [`DistillationScores`]' fields."""
+        assert self.teacher is not None
         head = LMHead(self.model)
         # The redirection steps around the forward that accelerate wrapped for mixed precision.
         with self.accelerator.autocast():
@@ -330,6 +346,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         return tuple(vars(scores).values())
 
     def _soft_target(self, inputs: dict, scored: torch.Tensor, stored: dict | None) -> SoftTarget:
+        assert self.teacher is not None
         if stored is None:
             with torch.no_grad():
                 teacher = self._resident_teacher

@@ -125,15 +125,16 @@ def _prompt_at(own: dict[str, list[int] | None], left: int, horizon: int) -> dic
     A row's prompt and reference for a trajectory that begins where `left` of the response's tokens are to come: the prompt
     goes on with what of the reference lies before.
     """
-    if own.get(PROMPT) is None:
+    prompt, reference, labels = own.get(PROMPT), own.get(REFERENCE), own.get(REFERENCE_LABELS)
+    if prompt is None or reference is None or labels is None:
         return own
     # Counted from the end: both have the same last tokens, not the same first ones.
-    start = max(0, len(own[REFERENCE]) - left)
+    start = max(0, len(reference) - left)
     rest = slice(start, start + horizon)
     return {
-        PROMPT: [*own[PROMPT], *own[REFERENCE][:start]],
-        REFERENCE: own[REFERENCE][rest],
-        REFERENCE_LABELS: own[REFERENCE_LABELS][rest],
+        PROMPT: [*prompt, *reference[:start]],
+        REFERENCE: reference[rest],
+        REFERENCE_LABELS: labels[rest],
     }
 
 

@@ -5,6 +5,8 @@ everything up to the furthest slot written, so tokens that turn out wrong are si
 their own pace. What a query may see is the attention mask's business: slots up to its own position.
 """
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -36,7 +38,9 @@ class _RaggedLayer(CacheLayerMixin):
         )
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         written = self.cursor.rows, self.cursor.slots

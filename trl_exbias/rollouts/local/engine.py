@@ -9,7 +9,8 @@ the sequential sample, token for token.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -132,7 +133,15 @@ class TransformersEngine:
 
     # Decoding one token at a time
 
-    def _decode(self, rows, prompts, script, options, ids, out) -> None:
+    def _decode(
+        self,
+        rows: list[int],
+        prompts: Sequence[TokenIds],
+        script: Any,
+        options: SamplingOptions,
+        ids: Sequence[int],
+        out: list[list[int]],
+    ) -> None:
         """Grows the rows of a batch token by token; `script` says which token is forced and when a row ends."""
         total = max(len(prompts[row]) + script.max_length(row) for row in rows)
         if rows_of(self.model, total) is not Rows.ALIKE:
@@ -143,7 +152,16 @@ class TransformersEngine:
         for group in groups_of_equal_length(rows, [len(prompt) for prompt in prompts]):
             self._decode_together(group, prompts, script, options, ids, out, DenseSession(self.model))
 
-    def _decode_together(self, rows, prompts, script, options, ids, out, session) -> None:
+    def _decode_together(
+        self,
+        rows: list[int],
+        prompts: Sequence[TokenIds],
+        script: Any,
+        options: SamplingOptions,
+        ids: Sequence[int],
+        out: list[list[int]],
+        session: Any,
+    ) -> None:
         responses: dict[int, list[int]] = {row: [] for row in rows}
         last = session.prefill([prompts[row] for row in rows])
         in_cache, places = rows, [*range(len(rows))]
@@ -169,7 +187,16 @@ class TransformersEngine:
             starts = [len(prompts[row]) + len(responses[row]) - 1 for row in in_cache]
             last = session.step(tokens, starts)[:, 0]
 
-    def _next_tokens(self, rows, last, places, responses, script, options, ids) -> list[int]:
+    def _next_tokens(
+        self,
+        rows: list[int],
+        last: torch.Tensor,
+        places: list[int],
+        responses: Mapping[int, Sequence[int]],
+        script: Any,
+        options: SamplingOptions,
+        ids: Sequence[int],
+    ) -> list[int]:
         """A token for each row; its hidden state stands in `last` at its place."""
         tokens = [script.forced(row, len(responses[row])) for row in rows]
         free = [i for i, token in enumerate(tokens) if token is None]
@@ -181,7 +208,16 @@ class TransformersEngine:
 
     # Mixing by fixed-point sweeps
 
-    def _sweep(self, rows, prompts, references, sampled, options, ids, out) -> None:
+    def _sweep(
+        self,
+        rows: list[int],
+        prompts: Sequence[TokenIds],
+        references: Sequence[TokenIds],
+        sampled: Sequence[Sequence[int]],
+        options: SamplingOptions,
+        ids: Sequence[int],
+        out: list[list[int]],
+    ) -> None:
         """`mix` for the rows of a batch: windows of the current guess, from each row's first unsettled position."""
         guess = {row: [*prompts[row], *references[row]] for row in rows}
         # A query is the position before a sampled token: its hidden state predicts that token.

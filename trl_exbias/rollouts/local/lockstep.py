@@ -60,11 +60,12 @@ class _Turns:
         self.dtype = base_causal_lm(model).dtype
         self._following = False
 
-    def waiter(self, turn: int):
-        def wait(module, inputs) -> None:
+    def waiter(self, turn: int) -> Callable[[nn.Module, tuple], None]:
+        def wait(module: nn.Module, inputs: tuple) -> None:
             if self._following:
                 return
             while (chosen := self._agree(turn)) != turn:
+                assert chosen is not None  # this process itself asks for one
                 self._follow(chosen)
 
         return wait

@@ -27,7 +27,7 @@ from .verbs import MIX_STRATEGIES, VLLMVerbs
 
 logger = logging.getLogger(__name__)
 
-_MIXING = {
+_MIXING: dict[str, dict[str, Any]] = {
     "forced": {"logits_processors": ["trl_exbias.rollouts.vllm.mixing:ForcedTokens"]},
     # Nothing else switches off the asynchronous scheduling that this scheduler is not made for.
     "continue": {"scheduler_cls": "trl_exbias.rollouts.vllm.mixing.MixScheduler", "async_scheduling": False},
@@ -120,7 +120,8 @@ class VLLMEngine(VLLMVerbs):
         if adapter is not None:
             options["enable_lora"] = True
         self.model, self.adapter, self.mix_strategy, self.options = str(model), adapter, mix_strategy, options
-        self.timeout, self.log, self.devices, self.probe = timeout, log and Path(log), devices, probe
+        self.timeout, self.devices, self.probe = timeout, devices, probe
+        self.log = None if log is None else Path(log)
         self.on_progress = on_progress or (lambda sequences, tokens: None)
         self._process: EngineProcess | None = None
 
@@ -132,7 +133,7 @@ class VLLMEngine(VLLMVerbs):
             raise
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -153,9 +154,8 @@ class VLLMEngine(VLLMVerbs):
         """The result of a verb, from a process that is started, also again, when there is none. `None` only starts it."""
         for restarts_left in reversed(range(_RESTARTS + 1)):
             try:
-                if self._process is None:
-                    self._start()
-                return None if verb is None else self._process.call(verb, **arguments)
+                process = self._process or self._start()
+                return None if verb is None else process.call(verb, **arguments)
             except RolloutEngineError as error:
                 self.close()
                 out_of_memory = _OUT_OF_MEMORY.search(str(error).lower())
@@ -168,21 +168,22 @@ class VLLMEngine(VLLMVerbs):
                 logger.warning(f"{error}\nStarting vLLM again.")
         raise AssertionError("unreachable")
 
-    def _start(self) -> None:
+    def _start(self) -> EngineProcess:
         started = time.perf_counter()
-        self._process = EngineProcess(
+        process = self._process = EngineProcess(
             "trl_exbias.rollouts.vllm.worker", self._environment(), self.log, self.timeout, self.on_progress
         )
         adapter = None if self.adapter is None else str(self.adapter)
         options = {name: value for name, value in self.options.items() if value is not None}
-        self._process.call("start", model=self.model, adapter=adapter, options=options | _MIXING[self.mix_strategy])
+        process.call("start", model=self.model, adapter=adapter, options=options | _MIXING[self.mix_strategy])
         loaded = time.perf_counter() - started
         if self.probe is not None:
             # Straight to the process: a call that starts one again would come back here.
-            (scores,) = self._process.call("score", sequences=[self.probe.tokens])
+            (scores,) = process.call("score", sequences=[self.probe.tokens])
             self.probe.check([log_prob for _, log_prob in scores])
         self.start_seconds = time.perf_counter() - started
         logger.info(f"vLLM is up after {self.start_seconds:.1f} s ({loaded:.1f} s until the weights were loaded).")
+        return process
 
     def _environment(self) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not _NOT_INHERITED.match(name)}

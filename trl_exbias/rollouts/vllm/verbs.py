@@ -21,6 +21,8 @@ class VLLMVerbs(ABC):
 
     mix_strategy: str
     on_progress: Callable[[int, int], None]
+    #: Seconds until the policy was there to be asked.
+    start_seconds: float
 
     @abstractmethod
     def _generate(self, prompts: list[list[int]], params: list[dict[str, Any]]) -> list[list[int]]:
@@ -88,7 +90,9 @@ def _params(options: SamplingOptions, *key: int, **own: Any) -> dict[str, Any]:
     }
 
 
-def _forcing(head_length: int, reference: list[int], drawn: list[int], example: int, options) -> dict[str, Any]:
+def _forcing(
+    head_length: int, reference: list[int], drawn: list[int], example: int, options: SamplingOptions
+) -> dict[str, Any]:
     first, last = drawn[0], drawn[-1]
     forced = reference[first : last + 1]
     for position in drawn:
@@ -97,7 +101,9 @@ def _forcing(head_length: int, reference: list[int], drawn: list[int], example: 
     return _params(options, example, max_tokens=len(forced), extra_args=extra)
 
 
-def _continuing(head_length: int, reference: list[int], drawn: list[int], example: int, options) -> dict[str, Any]:
+def _continuing(
+    head_length: int, reference: list[int], drawn: list[int], example: int, options: SamplingOptions
+) -> dict[str, Any]:
     runs = [reference[a + 1 : b] for a, b in zip(drawn, drawn[1:], strict=False)]
     seeds = [derive_seed(options.seed, example, position) & _MAX_SEED for position in drawn[1:]]
     return _params(options, example, max_tokens=1, extra_args={"gold_runs": runs, "seeds": seeds})

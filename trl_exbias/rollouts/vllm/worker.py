@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Any
+from typing import IO, Any
 
 from .verbs import scoring_params
 
@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(self, report: Callable[[int, int], None]):
         self._report = report
-        self._llm = None
+        self._llm: Any = None
         self._lora = None
         self._num_requests = 0
 
@@ -83,7 +83,7 @@ class Worker:
         return [results[name] for name in names]
 
 
-def calls(file) -> Iterator[dict[str, Any]]:
+def calls(file: IO[str]) -> Iterator[dict[str, Any]]:
     """Calls in order. When the parent is gone the whole process group ends, whatever it is doing."""
     queue: SimpleQueue = SimpleQueue()
 
