@@ -41,7 +41,7 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", text_or_messages: Any, **temp
     return _tokenize(tokenizer, text_or_messages, **template_kwargs)["input_ids"]
 
 
-def common_prefix_length(ids: Sequence[int], others: Sequence[int]) -> int:
+def common_prefix_length(ids: Sequence[Any], others: Sequence[Any]) -> int:
     """How many tokens two sequences begin alike with, as TRL counts them."""
     from trl.data_utils import common_prefix_length
 
@@ -103,7 +103,7 @@ def supports_sdpa(model: "PreTrainedModel") -> bool:
     return model._supports_sdpa
 
 
-def from_config(model_class: type, config: "PretrainedConfig", **options: Any) -> "PreTrainedModel":
+def from_config(model_class: type[Any], config: "PretrainedConfig", **options: Any) -> "PreTrainedModel":
     """A model of a concrete class with fresh weights; the auto classes have a public `from_config`."""
     return model_class._from_config(config, **options)
 
