@@ -7,6 +7,7 @@ from . import (
     label,
     memory_plan,
     mix,
+    packed_step,
     scheduled_sampling,
     sft_phase,
     two_processes,
@@ -16,6 +17,7 @@ from . import (
 
 for benchmark in (
     joint_step,
+    packed_step,
     label,
     mix,
     sft_phase,
