@@ -137,7 +137,7 @@ class Mentions(Surface):
     def problem(self) -> str | None:
         root, *rest = self.where.split(".")
         spec = find_spec(root)
-        if spec is None:
+        if spec is None or spec.submodule_search_locations is None:
             return None
         path = Path(spec.submodule_search_locations[0], *rest).with_suffix(".py")
         if not path.is_file():

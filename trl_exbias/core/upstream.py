@@ -41,8 +41,8 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", text_or_messages: Any, **temp
     return _tokenize(tokenizer, text_or_messages, **template_kwargs)["input_ids"]
 
 
-def common_prefix_length(ids: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens two sequences begin alike with, as TRL counts them."""
+def common_prefix_length(ids: Sequence[int] | str, others: Sequence[int] | str) -> int:
+    """How many tokens, or letters, two sequences begin alike with, as TRL counts them."""
     from trl.data_utils import common_prefix_length
 
     return common_prefix_length(ids, others)
@@ -103,7 +103,7 @@ def supports_sdpa(model: "PreTrainedModel") -> bool:
     return model._supports_sdpa
 
 
-def from_config(model_class: type, config: "PretrainedConfig", **options: Any) -> "PreTrainedModel":
+def from_config(model_class: type[Any], config: "PretrainedConfig", **options: Any) -> "PreTrainedModel":
     """A model of a concrete class with fresh weights; the auto classes have a public `from_config`."""
     return model_class._from_config(config, **options)
 

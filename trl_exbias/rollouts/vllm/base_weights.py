@@ -62,7 +62,10 @@ def _files(base: PreTrainedModel) -> list[Path]:
     if not folder.is_dir():
         commit = commit_hash(base.config)
         try:
-            folder = Path(cached_file(base.name_or_path, "config.json", revision=commit, local_files_only=True)).parent
+            file = cached_file(base.name_or_path, "config.json", revision=commit, local_files_only=True)
         except (OSError, TypeError):
             return []
+        if file is None:
+            return []
+        folder = Path(file).parent
     return sorted(folder.glob("*.safetensors"))
