@@ -102,12 +102,9 @@ def _run_group(
     excluded = () if vocab_size is None else tuple(range(vocab_size, heads[0].vocab_size))
     seeds = [derive_seed(seed, "free-run", s) for s in range(num_samples)]
     options = [SamplingOptions(seed=own, excluded_token_ids=excluded) for own in seeds]
-    sessions, hidden = [], []
-    for reader in models:
-        own = [list(contexts[i]) for i in group]
-        session = _session(reader, own, max(len(horizons[i]) for i in group))
-        sessions.append(session)
-        hidden.append(session.prefill(own))
+    read, longest = [list(contexts[i]) for i in group], max(len(horizons[i]) for i in group)
+    sessions = [_session(reader, read, longest) for reader in models]
+    hidden = [session.prefill(read) for session in sessions]
     # Row r of the batch goes on from start `start[r]`; rows of the truth first, then those of each sample.
     start, lane = list(range(len(group))), [0] * len(group)
     for step in range(runs.teacher_forced.shape[1]):

@@ -85,16 +85,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     from ..settings.data_arguments import DataArguments
     from ..settings.datasets import load_rows, render
 
-    given = options.data_of(suite.name)
-    if given is not None:
-        name, config, split = given, options.data_config, options.split or "test"
-    elif suite.data is not None:
-        name, config, split = suite.data
-        split = options.split or split
-    else:
-        raise UsageError(f"The suite `{suite.name}` has no data of its own: give --data (hub id, folder or file).")
-    if Path(name).is_file() and split == "test":
-        split = "train"
+    name, config, split = _source(suite, options)
     try:
         if name.startswith("hf://"):
             raw = load_dataset("json", data_files=name, split=split)
@@ -140,6 +131,19 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
     if options.template_kwargs:
         settings["chat_template_kwargs"] = options.template_kwargs
     return Rows(dataset, raw, numbers, settings)
+
+
+def _source(suite: "Suite", options: EvaluationOptions) -> tuple[str, str | None, str]:
+    """Name, configuration and split of a suite's data: what is given for it, or its own."""
+    given = options.data_of(suite.name)
+    if given is not None:
+        name, config, split = given, options.data_config, options.split or "test"
+    elif suite.data is not None:
+        name, config, split = suite.data
+        split = options.split or split
+    else:
+        raise UsageError(f"The suite `{suite.name}` has no data of its own: give --data (hub id, folder or file).")
+    return name, config, "train" if Path(name).is_file() and split == "test" else split
 
 
 def _check_rows(dataset: "Dataset", numbers: list[int], suite: "Suite", options: EvaluationOptions) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ...core.errors import UsageError
-from ...core.modeling import positions_of
+from ...core.modeling import LMHead, positions_of
+from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from .config import DaDDaggerConfig
 from .teacher import Teacher
 
@@ -51,6 +52,23 @@ def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig |
         raise UsageError(
             f"A trajectory has {length} tokens (`context_length` {args.context_length} + `rollout_length` "
             f"{args.rollout_length}); the {name} has {limit} positions. Lower them."
+        )
+
+
+def check_head(args: DaDDaggerConfig, head: LMHead, shared_vocab: int) -> None:
+    """Raises a `ValueError` where the student's LM head and the settings do not go with the tokens it shares with the teacher."""
+    top_k, excluded = args.teacher_top_k, head.vocab_size - shared_vocab
+    if top_k is not None and top_k > shared_vocab:
+        raise UsageError(f"`teacher_top_k={top_k}` is above the {shared_vocab} tokens of the vocabulary.")
+    if args.rollout_engine == "vllm" and excluded > MAX_EXCLUDED:
+        raise UsageError(
+            f"The student has {excluded} logits more than the teacher; vLLM leaves out {MAX_EXCLUDED} tokens at most. Set "
+            "`rollout_engine='transformers'`."
+        )
+    if hasattr(head.projection, "lora_A"):
+        raise UsageError(
+            "LoRA on the LM head is not supported together with soft labels: leave it out of `target_modules` (or put "
+            "it into `modules_to_save`)."
         )
 
 

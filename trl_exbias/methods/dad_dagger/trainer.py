@@ -19,7 +19,6 @@ from transformers import (
 from ...core.branches import GOLD, Branch
 from ...core.data import Example
 from ...core.distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
-from ...core.errors import UsageError
 from ...core.joint_dataset import JointDataset
 from ...core.layout import lay_out
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
@@ -32,10 +31,9 @@ from ...loop.multimodal import load_processing_class, text_tokenizer
 from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
-from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from ...run.run_directory import SOFT_LABELS
 from ..plans import DaDDaggerPlan
-from .checks import check_positions, check_router, check_trainable, config_of, find_teacher
+from .checks import check_head, check_positions, check_router, check_trainable, config_of, find_teacher
 from .config import DaDDaggerConfig
 from .soft_label_phase import Labelling, SoftLabelPhase
 from .teacher import Teacher, check_tokenizers, shared_vocab_size
@@ -249,21 +247,8 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             teacher.prepare = self._shard_teacher
         teacher_size = teacher.config.get_text_config().vocab_size
         self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
-        top_k = self.args.teacher_top_k
-        if top_k is not None and top_k > self.shared_vocab:
-            raise UsageError(f"`teacher_top_k={top_k}` is above the {self.shared_vocab} tokens of the vocabulary.")
         check_router(self.args, self.model.config)
-        excluded = LMHead(self.model).vocab_size - self.shared_vocab
-        if self.args.rollout_engine == "vllm" and excluded > MAX_EXCLUDED:
-            raise UsageError(
-                f"The student has {excluded} logits more than the teacher; vLLM leaves out {MAX_EXCLUDED} tokens at most. Set "
-                "`rollout_engine='transformers'`."
-            )
-        if hasattr(LMHead(self.model).projection, "lora_A"):
-            raise UsageError(
-                "LoRA on the LM head is not supported together with soft labels: leave it out of `target_modules` (or put "
-                "it into `modules_to_save`)."
-            )
+        check_head(self.args, LMHead(self.model), self.shared_vocab)
 
     def _shard_teacher(self, model: PreTrainedModel) -> torch.nn.Module:
         model, self._teacher_engine = shard_for_inference(model, self.accelerator)
