@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig
@@ -92,4 +93,4 @@ def test_a_wrong_use_of_recipes_is_a_usage_error(argv, capsys):
 
 def test_env_names_the_versions(capsys):
     assert main(["env"]) == 0
-    assert '"trl": "1.16.0"' in capsys.readouterr().out
+    assert f'"trl": "{metadata.version("trl")}"' in capsys.readouterr().out

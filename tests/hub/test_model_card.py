@@ -1,6 +1,7 @@
 """The card of a run, read back as the hub reads it."""
 
 import re
+from importlib import metadata
 
 import pytest
 import yaml
@@ -53,7 +54,7 @@ def test_saving_writes_the_card(done):
     assert read.text.lstrip().startswith("# bash-run\n")
     assert "**BASH**" in read.text and BASHTrainer._paper["title"] in read.text
     assert BASHTrainer._paper["citation"] in read.text and "@software{vonwerra2020trl" in read.text
-    assert "- trl: 1.16" in read.text and "- Steps: 6" in read.text
+    assert f"- trl: {metadata.version('trl')}" in read.text and "- Steps: 6" in read.text
     assert f"- Identity of the tokenized rows: {done.data_fingerprint}" in read.text
     assert f"org/data@{'a' * 40}" in read.text
 

@@ -1,5 +1,7 @@
 """The memory plan against real tensors, and against what the literature says of sharding."""
 
+import os
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,6 +28,7 @@ def facts_of(config=MISTRAL, dtype=torch.float32, placement=ONE, **options):
     return model_facts(meta_model(config, dtype, placement, **options), dtype)
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreted kernel takes memory of its own")
 @pytest.mark.parametrize("name", memory_plan.CONFIGS)
 def test_planned_memory_is_what_is_measured(name):
     """Within 15 % (the benchmark of the same name has more parts, and finds 4 %)."""

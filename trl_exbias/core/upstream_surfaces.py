@@ -8,7 +8,7 @@ from .upstream import CHECKPOINT_PREFIX, FUSED_HEAD_TOKENS, LOADED_BY_ONE, TRAIN
 
 
 #: The oldest and the newest release of each package that the tests were run with; see `docs/install.md`.
-TESTED = {"trl": ("1.15", "1.16"), "transformers": ("5.5", "5.24")}
+TESTED = {"trl": ("1.15", "1.16"), "transformers": ("5.6", "5.24")}
 
 _UPSTREAM, _LOOP, _JOINT, _PLANNED = "core/upstream.py", "loop/iterative.py", "loop/joint.py", "loop/planned.py"
 _PREPARATION, _CACHE = "loop/preparation.py", "rollouts/local/cache.py"

@@ -55,7 +55,8 @@ class _RaggedLayer(CacheLayerMixin):
         return self.cursor.visible, 0
 
     def get_seq_length(self) -> int:
-        return self.cursor.visible
+        # Old releases make the causal mask of `eager` from it: what was there before a forward, at the start nothing.
+        return 0 if self.cursor.from_start else self.cursor.visible
 
     def get_max_length(self) -> int:
         return self.cursor.capacity
