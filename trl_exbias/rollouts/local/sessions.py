@@ -10,6 +10,7 @@ from ...core.batching import token_batches
 from ...core.modeling import attention_mask_4d, backbone, base_causal_lm, model_device
 from ...core.reading import pad_right, read, read_padded
 from ...core.upstream import CACHES, cache_argument
+from .attention import attention_without_copies
 from .cache import RaggedCache
 
 
@@ -68,14 +69,15 @@ class RaggedSession:
         # From the host's numbers: a device would have to be waited for.
         self.cache.write(slots, min(max(starts) + tokens.size(1) - 1, self.length) + 1)
         allowed = torch.arange(self.cache.cursor.visible, device=device) <= slots.unsqueeze(-1)
-        output = read(
-            self.model,
-            input_ids=tokens,
-            attention_mask=attention_mask_4d(allowed.unsqueeze(1), self.config),
-            position_ids=positions.clamp(max=self.length - 1),
-            **self.given,
-            use_cache=True,
-        )
+        with attention_without_copies(device):
+            output = read(
+                self.model,
+                input_ids=tokens,
+                attention_mask=attention_mask_4d(allowed.unsqueeze(1), self.config),
+                position_ids=positions.clamp(max=self.length - 1),
+                **self.given,
+                use_cache=True,
+            )
         return output.last_hidden_state
 
     def keep(self, rows: list[int]) -> None:
