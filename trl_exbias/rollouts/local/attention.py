@@ -6,8 +6,10 @@ the whole cache is copied as many times. On a CPU these copies took half the tim
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -23,7 +25,16 @@ def attention_without_copies(device: torch.device) -> Iterator[None]:
         return
     usual = AttentionInterface()["sdpa"]
 
-    def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         shared = attention_mask is not None and key.size(1) < query.size(1) and key.size(1) == value.size(1)
         if not shared or kwargs.get("position_bias") is not None:
             return usual(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
