@@ -9,6 +9,7 @@ the sequential sample, token for token.
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from .forward_cost import forward_overhead_tokens
 from .sessions import DenseSession, RaggedSession, RereadSession
 
 
+# A batch has as many slots as its longest rows leave room for. Rows that need less than this share of their room wait for a batch
+# with more slots.
+_REFILL_SHARE = 0.75
 _SWEEP_WIDTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
 
 
@@ -81,11 +85,21 @@ class TransformersEngine:
     ) -> list[list[int]]:
         ids = check_prompts(prompts, example_ids=example_ids)
         out: list[list[int]] = [[] for _ in prompts]
+        lengths = [len(prompt) + options.max_new_tokens for prompt in prompts]
+        # The order of the batches: what one of them leaves unfinished comes first in what is left.
+        order = sorted(range(len(prompts)), key=lambda row: (-lengths[row], row))
 
-        def run(rows: list[int]) -> None:
-            self._decode(rows, prompts, _FreeRunning(options), options, ids, out)
+        def run(batch: list[int]) -> None:
+            if all(row in self._reported for row in batch):
+                return  # an earlier batch drew them in the slots of its finished rows
+            unfinished = [row for row in order if row not in self._reported]
+            # As much room as the batch would have taken: its longest rows may be finished.
+            slots = len(batch) * lengths[batch[0]] // lengths[unfinished[0]]
+            rows, others = unfinished[:slots], unfinished[slots:]
+            waiting = [row for row in others if lengths[row] >= _REFILL_SHARE * lengths[rows[0]]]
+            self._decode(rows, prompts, _FreeRunning(options), options, ids, out, waiting)
 
-        self._run(run, [len(prompt) + options.max_new_tokens for prompt in prompts], prompts)
+        self._run(run, lengths, prompts)
         return out
 
     def mix(
@@ -141,20 +155,26 @@ class TransformersEngine:
         options: SamplingOptions,
         ids: Sequence[int],
         out: list[list[int]],
+        waiting: Sequence[int] = (),
     ) -> None:
-        """Grows the rows of a batch token by token; `script` says which token is forced and when a row ends."""
+        """
+        Grows the rows of a batch token by token; `script` says which token is forced and when a row ends. Rows that are
+        `waiting`, none longer than the longest of `rows`, take the slots of finished ones if the model can do that.
+        """
         total = max(len(prompts[row]) + script.max_length(row) for row in rows)
         if rows_of(self.model, total) is not Rows.ALIKE:
             session = self._any_positions(len(rows), total)
-            self._decode_together([*rows], prompts, script, options, ids, out, session)
+            queue = deque(waiting if isinstance(session, RaggedSession) else ())
+            self._decode_together([*rows], queue, prompts, script, options, ids, out, session)
             return
         # Without a mask of our own there can be no padding: only prompts of the same length go together.
         for group in groups_of_equal_length(rows, [len(prompt) for prompt in prompts]):
-            self._decode_together(group, prompts, script, options, ids, out, DenseSession(self.model))
+            self._decode_together(group, deque(), prompts, script, options, ids, out, DenseSession(self.model))
 
     def _decode_together(
         self,
         rows: list[int],
+        waiting: deque[int],
         prompts: Sequence[TokenIds],
         script: Any,
         options: SamplingOptions,
@@ -164,7 +184,7 @@ class TransformersEngine:
     ) -> None:
         responses: dict[int, list[int]] = {row: [] for row in rows}
         last = session.prefill([prompts[row] for row in rows])
-        in_cache, places = rows, [*range(len(rows))]
+        in_cache, places = [*rows], [*range(len(rows))]
         while True:
             chosen = self._next_tokens(rows, last, places, responses, script, options, ids)
             going = []
@@ -176,14 +196,21 @@ class TransformersEngine:
                     self._report(row, len(responses[row]))
                 else:
                     going.append((row, place))
+            if waiting and len(going) <= (1 - session.idle_share) * len(in_cache):
+                free = sorted({*range(len(in_cache))} - {place for _, place in going})
+                started = [(waiting.popleft(), place) for place in free[: len(waiting)]]
+                session.restart([place for _, place in started], [prompts[row] for row, _ in started])
+                for row, place in started:
+                    in_cache[place], responses[row] = row, []
+                going = sorted([*going, *started], key=lambda row_and_place: row_and_place[1])
             if not going:
                 return
             rows, places = map(list, zip(*going, strict=True))
             if len(rows) < len(in_cache) and len(rows) <= (1 - session.idle_share) * len(in_cache):
                 session.keep(places)
-                in_cache, places = rows, [*range(len(rows))]
-            # A row that has ended and is not dropped yet reads its last token again.
-            tokens = torch.tensor([responses[row][-1:] for row in in_cache])
+                in_cache, places = [*rows], [*range(len(rows))]
+            # A row that has ended and is not dropped yet reads its last token again; one that starts has its prompt's left to read.
+            tokens = torch.tensor([[(responses[row] or prompts[row])[-1]] for row in in_cache])
             starts = [len(prompts[row]) + len(responses[row]) - 1 for row in in_cache]
             last = session.step(tokens, starts)[:, 0]
 

@@ -1,5 +1,6 @@
 """Batches of sequences in the middle of being read or written: where each row stands, and its keys and values."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from transformers import Cache
 from ...core.batching import token_batches
 from ...core.modeling import attention_mask_4d, backbone, base_causal_lm, model_device
 from ...core.reading import pad_right, read, read_padded
+from ...core.token_ids import TokenIds
 from ...core.upstream import CACHES, cache_argument
+from .attention import attention_without_copies
 from .cache import RaggedCache
 
 
@@ -40,15 +43,24 @@ class RaggedSession:
         self.cache = RaggedCache(config.get_text_config().num_hidden_layers, rows, length + 1)
         self.given = {cache_argument(backbone(model)): self.cache}
 
-    def prefill(self, sequences: list[list[int]]) -> torch.Tensor:
+    def prefill(self, sequences: Sequence[TokenIds]) -> torch.Tensor:
         """Reads the start of every row; returns the hidden state of each one's last token, `(B, H)`."""
+        return self._read_starts([*range(len(sequences))], sequences)
+
+    def restart(self, rows: list[int], sequences: Sequence[TokenIds]) -> None:
+        """Puts new sequences in the place of `rows`. Reads all of their tokens except the last, which belongs to the next step."""
+        starts = [(row, sequence[:-1]) for row, sequence in zip(rows, sequences, strict=True) if len(sequence) > 1]
+        if starts:
+            self._read_starts([row for row, _ in starts], [start for _, start in starts])
+
+    def _read_starts(self, rows: list[int], sequences: Sequence[TokenIds]) -> torch.Tensor:
         device = model_device(self.model)
         budget = _PREFILL_TOKENS.get(device.type, _PREFILL_TOKENS_ELSEWHERE)
-        last: list[torch.Tensor | None] = [None] * len(sequences)
-        for rows in token_batches([len(sequence) for sequence in sequences], budget):
-            # Right padding needs no mask: it stands behind every token that is asked for, and is overwritten.
-            tokens = pad_right([sequences[row] for row in rows], self.pad_token_id)
-            self.cache.write_start(torch.tensor(rows, device=device), tokens.size(1))
+        last: dict[int, torch.Tensor] = {}
+        for group in token_batches([len(sequence) for sequence in sequences], budget):
+            # Right padding needs no mask: it stands after every token that is asked for, and is overwritten.
+            tokens = pad_right([sequences[i] for i in group], self.pad_token_id)
+            self.cache.write_start(torch.tensor([rows[i] for i in group], device=device), tokens.size(1))
             hidden = read(
                 self.model,
                 input_ids=tokens,
@@ -56,9 +68,9 @@ class RaggedSession:
                 **self.given,
                 use_cache=True,
             )
-            for i, row in enumerate(rows):
-                last[row] = hidden.last_hidden_state[i, len(sequences[row]) - 1]
-        return torch.stack(last)
+            for place, i in enumerate(group):
+                last[i] = hidden.last_hidden_state[place, len(sequences[i]) - 1]
+        return torch.stack([last[i] for i in range(len(sequences))])
 
     def step(self, tokens: torch.Tensor, starts: list[int]) -> torch.Tensor:
         """Last hidden states `(B, W, H)` of `tokens` `(B, W)`, row b standing at positions `starts[b]`, `+1`, …"""
@@ -68,14 +80,15 @@ class RaggedSession:
         # From the host's numbers: a device would have to be waited for.
         self.cache.write(slots, min(max(starts) + tokens.size(1) - 1, self.length) + 1)
         allowed = torch.arange(self.cache.cursor.visible, device=device) <= slots.unsqueeze(-1)
-        output = read(
-            self.model,
-            input_ids=tokens,
-            attention_mask=attention_mask_4d(allowed.unsqueeze(1), self.config),
-            position_ids=positions.clamp(max=self.length - 1),
-            **self.given,
-            use_cache=True,
-        )
+        with attention_without_copies(device):
+            output = read(
+                self.model,
+                input_ids=tokens,
+                attention_mask=attention_mask_4d(allowed.unsqueeze(1), self.config),
+                position_ids=positions.clamp(max=self.length - 1),
+                **self.given,
+                use_cache=True,
+            )
         return output.last_hidden_state
 
     def keep(self, rows: list[int]) -> None:
