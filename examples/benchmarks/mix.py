@@ -4,7 +4,7 @@ import time
 
 from trl_exbias.core.modeling import inference
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
-from trl_exbias.rollouts.local.engine import _Mixing
+from trl_exbias.rollouts.local.scripts import Mixing
 from trl_exbias.rollouts.noise import uniform
 
 from .common import alternate, chat_rows, load_model, report
@@ -23,7 +23,7 @@ def decode(engine, prompts, responses, masks, groups: list[list[int]]) -> list[l
     with inference(engine.model):
         for group in groups:
             engine._decode(
-                group, prompts, _Mixing(responses, sampled), SamplingOptions(seed=0), list(range(len(prompts))), out
+                group, prompts, Mixing(responses, sampled), SamplingOptions(seed=0), list(range(len(prompts))), out
             )
     return out
 

@@ -7,7 +7,7 @@ import torch
 
 from trl_exbias.core.modeling import inference
 from trl_exbias.rollouts import SamplingOptions, TransformersEngine
-from trl_exbias.rollouts.local.engine import _Mixing
+from trl_exbias.rollouts.local.scripts import Mixing
 from trl_exbias.rollouts.noise import uniform
 
 from .common import seconds_of
@@ -88,5 +88,5 @@ def decode(engine, prompts, gold, masks, options) -> list[list[int]]:
     rows = [row for row, positions in enumerate(sampled) if positions]
     engine._reported = set()
     with inference(engine.model), engine.autocast():
-        engine._decode(rows, prompts, _Mixing(gold, sampled), options, list(range(len(prompts))), out)
+        engine._decode(rows, prompts, Mixing(gold, sampled), options, list(range(len(prompts))), out)
     return out

@@ -26,6 +26,7 @@ from ..engine import SamplingOptions, check_mix
 from ..sampling import choose_tokens
 from .cache_probe import Rows, rows_of
 from .forward_cost import forward_overhead_tokens
+from .scripts import FreeRunning, Mixing
 from .sessions import DenseSession, RaggedSession, RereadSession
 
 
@@ -97,7 +98,7 @@ class TransformersEngine:
             slots = len(batch) * lengths[batch[0]] // lengths[unfinished[0]]
             rows, others = unfinished[:slots], unfinished[slots:]
             waiting = [row for row in others if lengths[row] >= _REFILL_SHARE * lengths[rows[0]]]
-            self._decode(rows, prompts, _FreeRunning(options), options, ids, out, waiting)
+            self._decode(rows, prompts, FreeRunning(options), options, ids, out, waiting)
 
         self._run(run, lengths, prompts)
         return out
@@ -121,7 +122,7 @@ class TransformersEngine:
             if rows_of(self.model, length) is not Rows.ALIKE:
                 self._sweep(rows, prompts, references, sampled, options, ids, out)
             else:
-                self._decode(rows, prompts, _Mixing(references, sampled), options, ids, out)
+                self._decode(rows, prompts, Mixing(references, sampled), options, ids, out)
 
         self.on_progress(len(prompts) - len(rows_to_run), 0)
         self._run(run, [len(prompts[row]) + sampled[row][-1] + 1 for row in rows_to_run], prompts)
@@ -333,44 +334,3 @@ class TransformersEngine:
         if row not in self._reported:
             self._reported.add(row)
             self.on_progress(1, tokens)
-
-
-class _FreeRunning:
-    """Every token is the policy's; a row ends with a stop token or at the limit."""
-
-    def __init__(self, options: SamplingOptions):
-        self.limit = options.max_new_tokens
-        self.stop_token_ids = frozenset(options.stop_token_ids)
-
-    def max_length(self, row: int) -> int:
-        return self.limit
-
-    def forced(self, row: int, position: int) -> int | None:
-        return None
-
-    def ended(self, row: int, response: list[int]) -> bool:
-        return len(response) == self.limit or response[-1] in self.stop_token_ids
-
-    def complete(self, row: int, response: list[int]) -> list[int]:
-        return response
-
-
-class _Mixing:
-    """Gold where the mask is false; a row ends behind its last sampled position and is completed with gold."""
-
-    def __init__(self, references: Sequence[TokenIds], sampled: list[list[int]]):
-        self.references = references
-        self.sampled = [frozenset(positions) for positions in sampled]
-        self.last = [positions[-1] if positions else -1 for positions in sampled]
-
-    def max_length(self, row: int) -> int:
-        return self.last[row] + 1
-
-    def forced(self, row: int, position: int) -> int | None:
-        return None if position in self.sampled[row] else self.references[row][position]
-
-    def ended(self, row: int, response: list[int]) -> bool:
-        return len(response) > self.last[row]
-
-    def complete(self, row: int, response: list[int]) -> list[int]:
-        return [*response, *self.references[row][len(response) :]]
