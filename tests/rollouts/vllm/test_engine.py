@@ -309,9 +309,10 @@ class TestWithoutAProcess:
 @needs_vllm
 def test_forcing_on_the_second_model_runner():
     """The arithmetic of V2, which vLLM runs on GPUs alone: slots, positions and recycling, on its own state's types."""
-    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcRequestState
-
     from trl_exbias.rollouts.vllm.mixing import ForcedTokens
+
+    name = "vllm.v1.worker.gpu.sample.logits_processor.interface"
+    LogitsProcRequestState = pytest.importorskip(name).LogitsProcRequestState  # not in old releases
 
     unused = dict.fromkeys(("all_token_ids", "prompt_len", "prefill_len", "total_len"))
     state = LogitsProcRequestState(device=torch.device("cpu"), max_num_reqs=4, vocab_size=6, **unused)
