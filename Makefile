@@ -31,6 +31,31 @@ test: setup lint
 test-slow: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile
 
+# What depends on the releases of TRL, transformers and torch: with the oldest, the pinned and the newest ones, each in an
+# environment of its own. TRL 1.15 computes the loss with Triton alone, which is interpreted here.
+MATRIX := tests/test_upstream.py tests/test_layout.py tests/core tests/chat tests/hub tests/loop tests/methods tests/planning \
+	tests/rollouts/local tests/rollouts/test_counting.py tests/rollouts/test_noise.py tests/rollouts/test_sampling.py tests/run \
+	tests/settings
+PYTHON_OLDEST ?= python3.11
+PYTHON_NEWEST ?= python3.13
+
+test-matrix: setup $(VENV)-oldest/.installed $(VENV)-newest/.installed
+	for venv in $(VENV)-oldest $(VENV) $(VENV)-newest; do \
+		$$venv/bin/python -m pip list | grep -E "^(torch|trl|transformers|accelerate|peft|datasets) "; \
+		TRITON_INTERPRET=$$(case $$venv in *-oldest) echo 1;; *) echo 0;; esac) OMP_NUM_THREADS=1 \
+		$$venv/bin/python -m pytest $(MATRIX) --numprocesses $(WORKERS) --dist loadfile || exit 1; done
+
+$(VENV)-oldest/.installed: pyproject.toml .ci/oldest.txt
+	$(PYTHON_OLDEST) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint .ci/oldest.txt torch
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint .ci/oldest.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)-newest/.installed: pyproject.toml
+	$(PYTHON_NEWEST) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager torch --editable ".[dev]"
+	touch $@
+
 # Runs that are killed, starved of disk or tampered with, three times each, and must go on bit-equal or say why not.
 test-faults: setup
 	FAULT_TIMES=3 OMP_NUM_THREADS=1 $(RUN) -m pytest -m faults tests/faults --numprocesses $(WORKERS)
