@@ -42,8 +42,11 @@ def test_the_break_even_length_is_the_layers_weights_over_the_attentions_product
     assert break_even_of(model) == pytest.approx(weights / config.num_hidden_layers / (2 * config.hidden_size))
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "gpt2"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    # Gemma 2 has no fused attention in new releases of transformers.
+    [("qwen2", "sdpa"), ("qwen2", "eager"), ("gpt2", "sdpa"), ("gpt2", "eager"), ("gemma2", "eager")],
+)
 @pytest.mark.parametrize("arranged", [[[0, 1, 2, 3, 4, 5]], [[0, 3], [1, 4, 5], [2]]])
 def test_losses_and_gradients_are_those_of_a_row_for_each_context(architecture, attention, arranged):
     model = tiny_model(architecture, attn_implementation=attention)
