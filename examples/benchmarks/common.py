@@ -1,16 +1,20 @@
 """What the benchmarks share: the model, the rows, and a timer that alternates its contestants."""
 
+import contextlib
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
 import torch
 import transformers
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.cli.memory import keep_freed_memory
 from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
@@ -51,6 +55,18 @@ def load_model():
     datasets.disable_progress_bars()
     folder = embedded_model()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def step_trainer(model, tokenizer) -> Iterator[BASHTrainer]:
+    """A trainer whose `training_step` and collator are timed on batches that are handed to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = BASHConfig(folder, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False)
+        rows = Dataset.from_list([{"prompt": "a", "completion": " b"}])
+        trainer = BASHTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 1
+        yield trainer
 
 
 def chat_pairs(num_rows: int) -> tuple[list[tuple[str, str]], str]:

@@ -1,25 +1,16 @@
 """A joint training step with a shared context against the same step with separate rows."""
 
-import tempfile
-
 import torch
-from datasets import Dataset
 
-from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.core.branches import GOLD, Branch, BranchedExample
 
-from .common import alternate, load_model, report
+from .common import alternate, load_model, report, step_trainer
 
 
 def main(repeats: int = 3, contexts: int = 2) -> None:
     """Forward and backward of the trainer's own `training_step`; 2 contexts, two branches each."""
     model, tokenizer = load_model()
-    with tempfile.TemporaryDirectory() as folder:
-        args = BASHConfig(folder, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False)
-        rows = Dataset.from_list([{"prompt": "a", "completion": " b"}])
-        trainer = BASHTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
-        trainer.create_optimizer()
-        trainer.current_gradient_accumulation_steps = 1
+    with step_trainer(model, tokenizer) as trainer:
         for prompt, response, goal in ((384, 48, 0.62), (100, 150, 0.90)):
             batches = {}
             for name, shared in (("shared", True), ("separate", False)):

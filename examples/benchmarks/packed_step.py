@@ -1,14 +1,10 @@
 """A joint step on real rows with several contexts in a row, against the same step with a row for each context."""
 
-import tempfile
-
 import torch
-from datasets import Dataset
 
-from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.core.branches import GOLD, Branch, BranchedExample
 
-from .common import alternate, chat_rows, load_model, report
+from .common import alternate, chat_rows, load_model, report, step_trainer
 
 
 def main(repeats: int = 2, batches: int = 2, rows: int = 8) -> None:
@@ -19,12 +15,7 @@ def main(repeats: int = 2, batches: int = 2, rows: int = 8) -> None:
     order = torch.randperm(len(prompts), generator=generator).tolist()
     examples = [_example(prompts[i], responses[i], generator) for i in order]
     parts = [examples[i : i + rows] for i in range(0, len(examples), rows)]
-    with tempfile.TemporaryDirectory() as folder:
-        args = BASHConfig(folder, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False)
-        one = Dataset.from_list([{"prompt": "a", "completion": " b"}])
-        trainer = BASHTrainer(model=model, args=args, train_dataset=one, processing_class=tokenizer)
-        trainer.create_optimizer()
-        trainer.current_gradient_accumulation_steps = 1
+    with step_trainer(model, tokenizer) as trainer:
         collator = trainer.data_collator
         collated = {}
         for name in ("packed", "padded"):

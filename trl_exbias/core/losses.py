@@ -22,8 +22,8 @@ class LossTerm:
 
     def count(self, batch: dict[str, torch.Tensor], kinds: tuple[str, ...]) -> torch.Tensor:
         """What the term's sum is divided by, of a micro-batch: its labels. A term of another unit says what it counts."""
-        members = torch.tensor([kinds.index(kind) for kind in self.kinds], device=batch["branch_kinds"].device)
-        return torch.isin(batch["branch_kinds"], members).sum()
+        counts = count_labels(batch["branch_kinds"], len(kinds))
+        return counts[[kinds.index(kind) for kind in self.kinds]].sum()
 
 
 def count_labels(branch_kinds: torch.Tensor, num_kinds: int) -> torch.Tensor:

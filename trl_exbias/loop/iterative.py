@@ -102,7 +102,6 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         self._iteration = self._epoch = 0
         self._phase_started = 0.0
         self._last_seconds: dict[str, float] = {}
-        self._is_extended = self._policy_checked = False
         #: When the run began: what its chat template prints, also where it is resumed on another day.
         self.rendered_on = run_moment(args.output_dir, args.overwrite_output_dir and not args.resume_from_checkpoint)
         #: The tokenizer's own template at that moment: what inference renders with.

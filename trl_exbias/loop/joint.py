@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -89,18 +89,22 @@ class JointSFTTrainer(SFTTrainer):
         elif self.args.neftune_noise_alpha:
             reason = "NEFTune scales its noise by the length of the row"
         else:
-            with self.accelerator.autocast():
-                reason = next(filter(None, map(check_shared_context, self.models_in_step())), None)
-                packs = partial(check_shared_context, packed=True)
-                padded = None if reason else next(filter(None, map(packs, self.models_in_step())), None)
-            if padded is not None:
-                self.data_collator.packed = False
-                logger.warning(f"Every context is trained in a row of its own: {padded}. The loss is the same.")
+            reason = self._in_the_way(check_shared_context)
         if reason is not None:
             self.data_collator.shared = False
             logger.warning(
                 f"Every branch is trained as a row of its own: {reason}. The loss is the same, at more tokens."
             )
+            return
+        reason = self._in_the_way(partial(check_shared_context, packed=True))
+        if reason is not None:
+            self.data_collator.packed = False
+            logger.warning(f"Every context is trained in a row of its own: {reason}. The loss is the same.")
+
+    def _in_the_way(self, check: Callable[[torch.nn.Module], str | None]) -> str | None:
+        """What `check` says of the first model of a step that cannot take a layout; `None` if all can."""
+        with self.accelerator.autocast():
+            return next(filter(None, map(check, self.models_in_step())), None)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         if not batch_samples or "branch_kinds" not in batch_samples[0]:
@@ -156,7 +160,7 @@ class JointSFTTrainer(SFTTrainer):
         counts = num_items_in_batch if is_global else count_terms(inputs, self.loss_terms(), self.kinds)
         kinds, weights = inputs.pop("branch_kinds"), inputs.pop("branch_weights")
         num_tokens = inputs.pop("num_tokens")
-        slots = torch.tensor(inputs["input_ids"].numel(), device=kinds.device)
+        slots = torch.full_like(num_tokens, inputs["input_ids"].numel())
         loss, loss_sums, sums = self.score_branches(model, inputs, kinds, weights, counts)
         sums = {**sums, "padding_rate": torch.stack([slots - num_tokens, slots])}
         # As in SFTTrainer: the counts are of every rank, and DDP averages the gradients over the ranks.

@@ -94,8 +94,9 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
         """
         assert self.plan is not None, "rows are rolled out in training"
         first_step, parts = self.plan.first_step(iteration), []
+        source, reporter = self._rollout_source(), self._rollout_reporter()
         for used in self.iterations_in_use(iteration):
-            phase = RolloutPhase(self._rollout_source(), self._rollout_reporter(), used)
+            phase = RolloutPhase(source, reporter, used)
             if used == iteration and self.state.global_step == first_step:
                 self.save_before_rollouts()
                 parts.append(phase.run(first_step, weights_fingerprint(self.model)))

@@ -43,7 +43,7 @@ class BASHTrainer(IterativeSFTTrainer):
     """
 
     _tag_names = ["trl", "trl-exbias", "bash"]
-    _name = "BASH"
+    _name = MixingPlan.title
     _paper = {
         "title": "Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens",
         # docstyle-ignore

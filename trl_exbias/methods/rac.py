@@ -53,12 +53,12 @@ class RACTrainer(IterativeSFTTrainer):
     """
 
     _tag_names = ["trl", "trl-exbias", "rac"]
-    _name = "RAC"
+    _name = RACPlan.title
     _paper = BASHTrainer._paper
     config_class = RACConfig
     phase_plan = RACPlan()
     branch_kinds = ("own",)
-    dataset_forms = ("prompt-completion", "messages")
+    dataset_forms = RACPlan.dataset_forms
     engine_calls_per_row = 2
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

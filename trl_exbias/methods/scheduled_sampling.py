@@ -42,7 +42,7 @@ class ScheduledSamplingTrainer(BASHTrainer):
     """
 
     _tag_names = ["trl", "trl-exbias", "scheduled-sampling"]
-    _name = "Scheduled sampling"
+    _name = ScheduledSamplingPlan.title
     _paper = {
         "title": "Scheduled Sampling for Sequence Prediction with Recurrent Neural Networks",
         "id": "1506.03099",

@@ -78,7 +78,7 @@ class SPINTrainer(IterativeSFTTrainer):
     """
 
     _tag_names = ["trl", "trl-exbias", "spin"]
-    _name = "SPIN"
+    _name = SPINPlan.title
     _paper = {
         "title": "Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models",
         "id": "2401.01335",
@@ -95,7 +95,7 @@ class SPINTrainer(IterativeSFTTrainer):
     phase_plan = SPINPlan()
     collator_class = PairCollator
     branch_kinds = ("own",)
-    dataset_forms = ("prompt-completion", "messages")
+    dataset_forms = SPINPlan.dataset_forms
 
     def build_branches(
         self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions

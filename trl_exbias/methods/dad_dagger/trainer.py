@@ -90,7 +90,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     """
 
     _tag_names = ["trl", "trl-exbias", "dad-dagger"]
-    _name = "DaD-DAgger"
+    _name = DaDDaggerPlan.title
     _paper = {
         "title": "Mitigating exposure bias in large language model distillation: an imitation learning approach",
         # docstyle-ignore
@@ -105,7 +105,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
     config_class = DaDDaggerConfig
     phase_plan = DaDDaggerPlan()
     branch_kinds = ("rollout",)
-    reads_documents = True
+    reads_documents = DaDDaggerPlan.reads_documents
 
     def __init__(
         self,
