@@ -11,10 +11,16 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -62,6 +68,16 @@ def tiny_model(architecture: str = "qwen2", vocab_size: int = VOCAB_SIZE, seed: 
         case "gemma2":
             size = {**_SIZE, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0}
             model = Gemma2ForCausalLM(Gemma2Config(**size, num_hidden_layers=2, **common))
+        case "gemma3":
+            size = {**_SIZE, "head_dim": 8, "query_pre_attn_scalar": 8, "num_hidden_layers": 2}
+            types = ["sliding_attention", "full_attention"]
+            model = Gemma3ForCausalLM(Gemma3TextConfig(**size, layer_types=types, **common))
+        case "llama4":
+            size = {**_SIZE, "intermediate_size_mlp": 48, "head_dim": 8, "num_hidden_layers": 2}
+            layers = {"moe_layers": [], "no_rope_layers": [1, 0], "num_local_experts": 2}
+            model = Llama4ForCausalLM(Llama4TextConfig(**size, **layers, **common))
+        case "mamba":
+            model = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **common))
         case "gpt2":
             common.setdefault("n_positions", 256)
             model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, **common))

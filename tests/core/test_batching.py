@@ -17,6 +17,15 @@ def test_every_row_is_in_one_batch_within_the_budget(lengths, budget):
         assert len(batch) == 1 or longest * len(batch) <= budget
 
 
+@given(st.lists(st.integers(1, 900), max_size=200), st.integers(2048, 16384))
+def test_a_batch_that_keeps_a_device_busy_has_little_padding(lengths, budget):
+    for batch in token_batches(lengths, budget, max_padding=0.05):
+        of_batch = [lengths[row] for row in batch]
+        slots = max(of_batch) * len(batch)
+        if slots - max(of_batch) >= 2048:  # it was large enough before its last row
+            assert sum(of_batch) >= 0.95 * slots
+
+
 def test_the_longest_batch_comes_first():
     assert token_batches([3, 10, 4, 9], 20) == [[1, 3], [2, 0]]
 

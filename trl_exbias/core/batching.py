@@ -12,19 +12,31 @@ from .errors import DoesNotFitError
 logger = logging.getLogger(__name__)
 
 
-def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+#: Share of padding that a forward over whole sequences may have, and the tokens from which on a batch keeps a device busy.
+READING_PADDING, _BUSY_TOKENS = 0.05, 2048
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int, max_padding: float = 1.0) -> list[list[int]]:
     """
     Row indices in batches of similar length, longest first, each of at most `max_tokens` tokens with padding.
 
     The longest batch comes first so that memory runs out at once or not at all. A row longer than the budget is a
-    batch of its own.
+    batch of its own. A batch that is large enough to keep a device busy ends where a larger share than `max_padding` of it would
+    be padding.
     """
     batches: list[list[int]] = []
+    tokens = 0
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(row)
+        batch = batches[-1] if batches else []
+        slots = lengths[batch[0]] * len(batch) if batch else 0
+        larger = slots + lengths[batch[0]] if batch else 0
+        is_padded = slots >= _BUSY_TOKENS and tokens + lengths[row] < (1 - max_padding) * larger
+        if batch and larger <= max_tokens and not is_padded:
+            batch.append(row)
+            tokens += lengths[row]
         else:
             batches.append([row])
+            tokens = lengths[row]
     return batches
 
 
@@ -36,7 +48,9 @@ def groups_of_equal_length(rows: Sequence[int], lengths: Sequence[int]) -> list[
     return list(groups.values())
 
 
-def run_in_batches(run: Callable[[list[int]], None], lengths: Sequence[int], max_tokens: int) -> int:
+def run_in_batches(
+    run: Callable[[list[int]], None], lengths: Sequence[int], max_tokens: int, max_padding: float = 1.0
+) -> int:
     """
     Calls `run` with every row index once, in batches of `token_batches`, halving on an out-of-memory error.
 
@@ -47,6 +61,8 @@ def run_in_batches(run: Callable[[list[int]], None], lengths: Sequence[int], max
             Tokens of each row.
         max_tokens (`int`):
             Budget of a batch.
+        max_padding (`float`, *optional*, defaults to 1):
+            See [`token_batches`].
 
     Returns:
         `int`: The budget that held, to start from next time.
@@ -54,7 +70,7 @@ def run_in_batches(run: Callable[[list[int]], None], lengths: Sequence[int], max
     Raises:
         DoesNotFitError: if a single row does not fit.
     """
-    queue = deque(token_batches(lengths, max_tokens))
+    queue = deque(token_batches(lengths, max_tokens, max_padding))
     while queue:
         batch = queue.popleft()
         try:
@@ -71,5 +87,6 @@ def run_in_batches(run: Callable[[list[int]], None], lengths: Sequence[int], max
         max_tokens = max(lengths[batch[0]], lengths[batch[0]] * len(batch) // 2)
         logger.warning(f"Out of memory with {len(batch)} sequences at once: going on with {max_tokens} tokens a batch.")
         rows = [row for waiting in (batch, *queue) for row in waiting]
-        queue = deque([[rows[i] for i in part] for part in token_batches([lengths[row] for row in rows], max_tokens)])
+        parts = token_batches([lengths[row] for row in rows], max_tokens, max_padding)
+        queue = deque([[rows[i] for i in part] for part in parts])
     return max_tokens

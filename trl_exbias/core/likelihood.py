@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .batching import run_in_batches
+from .batching import READING_PADDING, run_in_batches
 from .model_check import check_model
 from .modeling import LMHead, inference
 from .reading import logit_chunks, read_along
@@ -58,5 +58,6 @@ def label_nll(
     if rows_to_run:
         check_model(model)
         with inference(model):
-            run_in_batches(run, [len(contexts[row]) + len(continuations[row]) for row in rows_to_run], max_batch_tokens)
+            lengths = [len(contexts[row]) + len(continuations[row]) for row in rows_to_run]
+            run_in_batches(run, lengths, max_batch_tokens, READING_PADDING)
     return out

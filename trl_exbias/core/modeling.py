@@ -145,10 +145,15 @@ def attention_window(config: PretrainedConfig) -> int | None:
     windows = []
     if getattr(config, "use_sliding_window", True):
         windows.append(getattr(config, "sliding_window", None))
-    windows.append(getattr(config, "attention_chunk_size", None))
+    windows.append(attention_chunk(config))
     if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
         windows.append(getattr(config, "window_size", None))
     return min((window for window in windows if window), default=None)
+
+
+def attention_chunk(config: PretrainedConfig) -> int | None:
+    """Tokens of a chunk that attention does not leave (Llama 4), counted from the start of a row; `None` without chunks."""
+    return getattr(config.get_text_config(), "attention_chunk_size", None)
 
 
 MASKABLE_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -186,20 +191,23 @@ def without_attention_plans() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
+def inference(model: nn.Module, own_attention: bool = False) -> Iterator[None]:
     """
     Runs the block with the model as a user would find it at inference, and puts everything back, also on an exception.
 
     Evaluation mode switches off dropout, NEFTune noise and gradient checkpointing (all of which act in training mode
     only); no graph is recorded; an attention implementation that takes no custom mask (FlashAttention-2) is replaced
     by `sdpa` for the time being (`eager`, where an architecture has no `sdpa`). What is read has another shape each time: see [`without_attention_plans`].
+
+    Args:
+        own_attention (`bool`): Keep the attention implementation, whatever it is.
     """
     base = base_causal_lm(model)
     training = [module for module in model.modules() if module.training]
     implementation = attention_implementation(base.config)
     try:
         model.eval()
-        if implementation not in MASKABLE_IMPLEMENTATIONS:
+        if not own_attention and implementation not in MASKABLE_IMPLEMENTATIONS:
             base.set_attn_implementation("sdpa" if supports_sdpa(base) else "eager")
         with torch.no_grad(), without_attention_plans():
             yield

@@ -298,6 +298,8 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
             self._joint_data = self.iteration_data(entry.iteration)
             if not self._layout_decided:
                 self._decide_layout()
+        if not (self.args.is_plain_sft or self._rows_decided):
+            self._decide_rows()  # also where SFT is over: a resumed run evaluates as the whole one does
         self._phase_started = time.perf_counter()
 
     def _end_phase(self, entry: PlannedEpoch, is_last: bool) -> None:

@@ -17,6 +17,7 @@ from ..core.layout import check_shared_context, lay_out
 from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_by_kind
 from ..core.model_check import complete_fused_head
 from ..core.modeling import attention_window, base_causal_lm, without_attention_plans
+from ..core.packed_rows import EXAMPLE_LENGTHS, PackedRowCollator
 from ..core.packing import break_even_of
 from ..core.upstream import note_commit
 from .finite import check_loss
@@ -45,22 +46,25 @@ class JointSFTTrainer(SFTTrainer):
         # arguments would fall back to a mean of micro-batch means.
         self.model_accepts_loss_kwargs = True
         self.kinds = (GOLD, *self.branch_kinds)
+        common: dict[str, Any] = {
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "pad_to_multiple_of": self.args.pad_to_multiple_of,
+            "break_even": break_even_of(self.model),
+        }
         self.data_collator = self.collator_class(
-            base=self.data_collator,
+            base=PackedRowCollator(self.data_collator, **common),
             kinds=self.kinds,
-            pad_token_id=self._tokenizer.pad_token_id,
             window=attention_window(base_causal_lm(self.model).config),
-            pad_to_multiple_of=self.args.pad_to_multiple_of,
-            break_even=break_even_of(self.model),
+            **common,
         )
-        self._layout_decided = False
-        self._joint_sums = JointSums(self.kinds)
+        self._layout_decided = self._rows_decided = False
+        self._joint_sums, self._row_sums = JointSums(self.kinds), JointSums(())
 
     def _set_up_plain_sft(self) -> None:
         """In place of `_set_up_branches`, where there will be none: tags and means as everywhere, all else TRL's."""
         self.model_accepts_loss_kwargs = True
         self.kinds = (GOLD,)
-        self._joint_sums = JointSums(self.kinds)
+        self._joint_sums, self._row_sums = JointSums(self.kinds), JointSums(())
         self.model.add_model_tags(["sft"])
 
     def _complete_model(self, given: Any) -> None:
@@ -100,6 +104,23 @@ class JointSFTTrainer(SFTTrainer):
         if reason is not None:
             self.data_collator.packed = False
             logger.warning(f"Every context is trained in a row of its own: {reason}. The loss is the same.")
+
+    def _decide_rows(self) -> None:
+        """Rows without branches are packed unless something in the way is named here."""
+        self._rows_decided = True
+        if self.aux_loss_enabled:
+            reason: str | None = "the load-balancing loss of a mixture of experts reads a 2-D mask"
+        elif self.args.neftune_noise_alpha:
+            reason = "NEFTune scales its noise by the length of the row"
+        elif self.args.use_liger_kernel:
+            reason = "Liger's loss has not been tried with several examples in a row"
+        elif self.accelerator.dispatch_batches:
+            reason = "`dispatch_batches` cuts a batch up by its rows"
+        else:
+            with self.accelerator.autocast():
+                reason = self.data_collator.base.allow(self.model)
+        if reason is not None:
+            logger.warning(f"Every example of SFT is trained in a row of its own: {reason}. The loss is the same.")
 
     def _in_the_way(self, check: Callable[[torch.nn.Module], str | None]) -> str | None:
         """What `check` says of the first model of a step that cannot take a layout; `None` if all can."""
@@ -153,7 +174,7 @@ class JointSFTTrainer(SFTTrainer):
     ) -> Any:
         inputs = {name: value for name, value in inputs.items() if name != ROW}
         if "branch_kinds" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
         assert not return_outputs, "joint batches are for training only"
         label_counts = count_labels(inputs["branch_kinds"], len(self.kinds))
         is_global = num_items_in_batch is not None
@@ -171,6 +192,21 @@ class JointSFTTrainer(SFTTrainer):
             loss = loss + self.router_aux_loss_coef * aux_loss / self.current_gradient_accumulation_steps
         self._joint_sums.add(loss_sums, label_counts, num_tokens, (kinds >= 0).sum(), sums)
         return loss
+
+    def _plain_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *how: Any) -> Any:
+        """TRL's loss of rows without branches, and how much of them is padding."""
+        lengths, tokens_before = inputs.pop(EXAMPLE_LENGTHS, None), self._total_train_tokens
+        result = super().compute_loss(model, inputs, *how)
+        if self.model.training and isinstance(self.data_collator, BranchCollator):
+            # Of examples that share a row TRL counts the tokens of one row alone; ours are counted when they are logged.
+            self._total_train_tokens = tokens_before
+            num_tokens = inputs["attention_mask"].sum() if lengths is None else lengths.sum()
+            slots = torch.full_like(num_tokens, inputs["input_ids"].numel())
+            none = num_tokens.new_empty(0)
+            self._row_sums.add(
+                none, none, num_tokens, slots, {"padding_rate": torch.stack([slots - num_tokens, slots])}
+            )
+        return result
 
     def score_branches(
         self,
@@ -202,16 +238,29 @@ class JointSFTTrainer(SFTTrainer):
             sums["aux_loss"] = outputs.aux_loss
         return joint_loss(loss_sums, counts, self.loss_terms(), self.kinds), loss_sums, sums
 
+    # Evaluation
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        is_ours = isinstance(self.data_collator, BranchCollator)
+        as_is = prediction_loss_only or not is_ours
+        # Who is handed logits (`compute_metrics`, `predict`) counts on a row for each example.
+        with contextlib.nullcontext() if as_is else self.data_collator.base.padded():
+            return super().evaluation_loop(dataloader, description, prediction_loss_only, *args, **kwargs)
+
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
+            rows, row_tokens = self._row_sums.pop(self.accelerator)
             metrics, tokens = self._joint_sums.pop(self.accelerator)
+            metrics = rows | metrics
             if metrics:
-                self._total_train_tokens += tokens // self._tp_size
+                self._total_train_tokens += (row_tokens + tokens) // self._tp_size
                 metrics["num_tokens"] = self._total_train_tokens
                 beside = len(self.models_in_step()) - 1
-                if beside:
+                if beside and tokens:
                     metrics["teacher/num_tokens"] = beside * tokens
                 self._metrics["train"].update({name: [value] for name, value in metrics.items()})
         super().log(logs, start_time)

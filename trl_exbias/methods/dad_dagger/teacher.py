@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ...core.batching import run_in_batches
+from ...core.batching import READING_PADDING, run_in_batches
 from ...core.branches import Branch, concatenate
 from ...core.distillation import top_k_of
 from ...core.errors import UsageError
@@ -207,7 +207,7 @@ def teacher_labels(
     lengths = [len(context) + len(branch.input_ids) - 1 for context, branch in rows]
     _check_positions(model, lengths)
     with inference(model):
-        run_in_batches(run, lengths, max_batch_tokens)
+        run_in_batches(run, lengths, max_batch_tokens, READING_PADDING)
     return out
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...core.batching import groups_of_equal_length, run_in_batches
+from ...core.batching import READING_PADDING, groups_of_equal_length, run_in_batches
 from ...core.errors import UsageError
 from ...core.model_check import check_model
 from ...core.modeling import LMHead, inference, position_limit
@@ -143,7 +143,8 @@ class TransformersEngine:
                 out[row], labels = labels[: len(continuations[row])], labels[len(continuations[row]) :]
                 self._report(row, len(out[row]))
 
-        self._run(run, [len(contexts[row]) + len(continuations[row]) - 1 for row in rows_to_run], contexts)
+        lengths = [len(contexts[row]) + len(continuations[row]) - 1 for row in rows_to_run]
+        self._run(run, lengths, contexts, READING_PADDING)
         return out
 
     # Decoding one token at a time
@@ -315,7 +316,13 @@ class TransformersEngine:
             return RaggedSession(self.model, self.pad_token_id, rows, length)
         return RereadSession(self.model, self.pad_token_id, length)
 
-    def _run(self, run: Callable[[list[int]], None], lengths: list[int], prompts: Sequence[TokenIds]) -> None:
+    def _run(
+        self,
+        run: Callable[[list[int]], None],
+        lengths: list[int],
+        prompts: Sequence[TokenIds],
+        max_padding: float = 1.0,
+    ) -> None:
         if not lengths:
             return
         limit = position_limit(self.model)
@@ -327,7 +334,7 @@ class TransformersEngine:
         check_model(self.model)
         self._reported: set[int] = set()
         with inference(self.model), self.autocast():
-            self.max_batch_tokens = run_in_batches(run, lengths, self.max_batch_tokens)
+            self.max_batch_tokens = run_in_batches(run, lengths, self.max_batch_tokens, max_padding)
 
     def _report(self, row: int, tokens: int) -> None:
         # A batch that ran out of memory runs again: its rows count once.
