@@ -6,7 +6,7 @@ import torch
 
 from trl_exbias.core.branches import GOLD, Branch, BranchedExample
 from trl_exbias.core.collating import BranchCollator
-from trl_exbias.core.layout import branch_attention_mask
+from trl_exbias.core.layout import lay_out
 from trl_exbias.core.losses import sum_by_kind
 
 from .tiny import VOCAB_SIZE
@@ -39,13 +39,9 @@ def random_examples(num: int, seed: int = 0, context: int = 20, branch: int = 12
 
 def losses_by_kind(model, batch: dict) -> torch.Tensor:
     """Summed NLL of each kind, through TRL's fused LM head, as the trainer computes it."""
-    inputs = {"input_ids": batch["input_ids"], "shift_labels": batch["shift_labels"]}
-    if "segment_ids" in batch:
-        inputs["position_ids"] = batch["position_ids"]
-        inputs["attention_mask"] = branch_attention_mask(batch["segment_ids"], batch["example_ids"], model.config)
-    else:
-        inputs["attention_mask"] = batch["attention_mask"]
-    output = model(**inputs, fused_lm_head=True)
+    names = ("input_ids", "shift_labels", "position_ids", "attention_mask", "segment_ids", "example_ids")
+    inputs = lay_out({name: batch[name] for name in names if name in batch}, model)
+    output = model(**inputs, use_cache=False, fused_lm_head=True)
     return sum_by_kind(-output.log_probs * batch["branch_weights"], batch["branch_kinds"], len(KINDS))
 
 

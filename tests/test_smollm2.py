@@ -89,7 +89,7 @@ def test_a_shared_context_has_the_losses_and_gradients_of_separate_rows(folder, 
         collator.shared = shared
         batch = collator.collate(examples)
         mask = (
-            branch_attention_mask(batch["segment_ids"], batch["example_ids"], model.config)
+            branch_attention_mask(batch["segment_ids"], batch["example_ids"], batch["position_ids"], model.config)
             if shared
             else batch["attention_mask"]
         )

@@ -8,6 +8,7 @@ from . import (
     memory_plan,
     mix,
     packed_step,
+    preferences,
     sample,
     scheduled_sampling,
     sft_phase,
@@ -19,6 +20,7 @@ from . import (
 for benchmark in (
     joint_step,
     packed_step,
+    preferences,
     label,
     mix,
     sample,

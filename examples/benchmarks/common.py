@@ -20,7 +20,13 @@ from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
 
 
-GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
+_DATA = Path(__file__).parents[3] / "shared" / "data"
+#: Files of questions and answers: their path, the names of the two columns, and what to call them.
+_PAIRS = {
+    "gsm8k": (_DATA / "gsm8k" / "train.jsonl", "question", "answer", "GSM8K"),
+    "math": (_DATA / "math" / "math_pool1500.jsonl", "problem", "solution", "MATH"),
+}
+GSM8K = _PAIRS["gsm8k"][0]
 
 
 #: Settings of every run that is timed.
@@ -69,24 +75,25 @@ def step_trainer(model, tokenizer) -> Iterator[BASHTrainer]:
         yield trainer
 
 
-def chat_pairs(num_rows: int) -> tuple[list[tuple[str, str]], str]:
-    """Questions and answers of GSM8K where its file is at hand, else of the demo's word problems; and which it was."""
-    if GSM8K.is_file():
-        with open(GSM8K, encoding="utf-8") as file:
-            return [(row["question"], row["answer"]) for row in map(json.loads, file)][:num_rows], "GSM8K"
+def chat_pairs(num_rows: int, name: str = "gsm8k") -> tuple[list[tuple[str, str]], str]:
+    """Questions and answers of GSM8K or MATH where the file is at hand, else of the demo's word problems; and which it was."""
+    path, question, answer, title = _PAIRS[name]
+    if path.is_file():
+        with open(path, encoding="utf-8") as file:
+            return [(row[question], row[answer]) for row in map(json.loads, file)][:num_rows], title
     rows = word_problems(num_rows, seed=0)
     return [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows], "word problems"
 
 
-def chat_rows(num_rows: int, tokenizer) -> tuple[list[list[int]], list[list[int]], str]:
+def chat_rows(num_rows: int, tokenizer, name: str = "gsm8k") -> tuple[list[list[int]], list[list[int]], str]:
     """The rows of `chat_pairs` as token ids, and which they are."""
-    pairs, name = chat_pairs(num_rows)
+    pairs, title = chat_pairs(num_rows, name)
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True)["input_ids"]
         for q, _ in pairs
     ]
     responses = [tokenizer(a + tokenizer.eos_token + "\n", add_special_tokens=False)["input_ids"] for _, a in pairs]
-    return prompts, responses, name
+    return prompts, responses, title
 
 
 def alternate(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""DaD-DAgger's epoch in the shared layout against separate rows, and the whole method against TRL's `GKDTrainer`."""
+"""DaD-DAgger's epoch in the shared layout against separate rows, and the whole method against TRL's on-policy distillers."""
 
 import tempfile
 import time
@@ -6,6 +6,7 @@ import time
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
+from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
@@ -89,8 +90,33 @@ class _PromptCollator:
         }
 
 
-def against_gkd(teacher, tokenizer, num_rows: int = 16, gkd_steps: int = 4) -> None:
-    """Label tokens trained on in a second, rollouts and teacher included; GKD fully on-policy, 10 new tokens a prompt."""
+def _peer(kind: str, data: Dataset, teacher, tokenizer, folder: str, steps: int, callback: StepTimes):
+    """A trainer of TRL's that distils fully on-policy, 10 new tokens a prompt, forward KL."""
+    common = {"max_steps": steps, "per_device_train_batch_size": len(data), **SETTINGS}
+    if kind == "GKDTrainer":
+        args = GKDConfig(folder, lmbda=1.0, beta=0.0, max_new_tokens=HORIZON, **common)
+        return GKDTrainer(
+            model=student(),
+            teacher_model=teacher,
+            args=args,
+            train_dataset=data,
+            data_collator=_PromptCollator(),
+            processing_class=tokenizer,
+            callbacks=[callback],
+        )
+    prompts = [{"prompt": tokenizer.decode(row["input_ids"][:CONTEXT])} for row in data]
+    return DistillationTrainer(
+        model=student(),
+        teacher_model=teacher,
+        args=DistillationConfig(folder, beta=0.0, max_completion_length=HORIZON, **common),
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+
+
+def against_peers(teacher, tokenizer, num_rows: int = 16, peer_steps: int = 4) -> None:
+    """Label tokens trained on in a second, rollouts and teacher included."""
     data = trajectories(num_rows, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -99,42 +125,25 @@ def against_gkd(teacher, tokenizer, num_rows: int = 16, gkd_steps: int = 4) -> N
     # Three iterations of four epochs: gold, and one and two sets of rollouts without their first position.
     tokens = num_rows * 4 * sum(HORIZON + i * (HORIZON - 1) for i in range(3))
     ours = tokens / seconds
-    steps = StepTimes()
-    with tempfile.TemporaryDirectory() as folder:
-        args = GKDConfig(
-            folder,
-            lmbda=1.0,
-            beta=0.0,
-            max_new_tokens=HORIZON,
-            per_device_train_batch_size=num_rows,
-            max_steps=gkd_steps + 1,
-            **SETTINGS,
+    for kind, goal in (("GKDTrainer", "≥ 3"), ("DistillationTrainer", "none set")):
+        steps = StepTimes()
+        with tempfile.TemporaryDirectory() as folder:
+            _peer(kind, data, teacher, tokenizer, folder, peer_steps + 1, steps).train()
+        # The first step is warm-up. No row is longer than the horizon, so this is the peer's best case.
+        theirs = peer_steps * num_rows * HORIZON / sum(steps.seconds[1:])
+        report(
+            f"student label tokens per second, DaD-DAgger ÷ {kind}",
+            ours / theirs,
+            goal,
+            f"{ours:.1f} ÷ {theirs:.1f} tokens/s, {done.state.global_step} steps, start of training included in ours",
         )
-        gkd = GKDTrainer(
-            model=student(),
-            teacher_model=teacher,
-            args=args,
-            train_dataset=data,
-            data_collator=_PromptCollator(),
-            processing_class=tokenizer,
-            callbacks=[steps],
-        )
-        gkd.train()
-    # The first step is warm-up. No row is longer than the horizon, so this is GKD's best case.
-    theirs = gkd_steps * num_rows * HORIZON / sum(steps.seconds[1:])
-    report(
-        "student label tokens per second, DaD-DAgger ÷ GKDTrainer",
-        ours / theirs,
-        "≥ 3",
-        f"{ours:.1f} ÷ {theirs:.1f} tokens/s, {done.state.global_step} steps, start of training included in ours",
-    )
 
 
 def main() -> None:
     """Both, with SmolLM2-135M as the teacher of 10 of its layers."""
     teacher, tokenizer = load_model()
     shared_against_separate(teacher, tokenizer)
-    against_gkd(teacher, tokenizer)
+    against_peers(teacher, tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,76 @@
-"""A pure-SFT phase of `BASHTrainer` against TRL's `SFTTrainer` on the same data: the same losses, the same time."""
+"""The SFT of `BASHTrainer` against TRL's `SFTTrainer` on the same data: to the bit where nothing rolls out, packed elsewhere."""
 
 import statistics
 import tempfile
 
+from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from trl_exbias import BASHConfig, BASHTrainer
 from trl_exbias.demo.embedded_model import embedded_model
 from trl_exbias.demo.word_problems import word_problems
 
-from .common import QUIET, StepTimes, load_model, report
+from .common import QUIET, StepTimes, chat_pairs, load_model, report
 
 
 def main(rounds: int = 4, num_rows: int = 24) -> None:
     """6 steps of 4 rows a round, the two trainers in turns; the first step of a run is warm-up."""
     load_model()
-    settings = {**QUIET, "per_device_train_batch_size": 4, "learning_rate": 1e-5}
     data = word_problems(num_rows, seed=0).select_columns(["prompt", "completion"])
-    seconds: dict[str, list[float]] = {"BASHTrainer": [], "SFTTrainer": []}
+    losses, seconds = _race(data, ("plain", "trl"), rounds, per_device_train_batch_size=4, num_train_epochs=1)
+    assert losses["plain"] == losses["trl"]
+    ours, theirs = seconds["plain"], seconds["trl"]
+    report("SFT, BASHTrainer ÷ SFTTrainer", ours / theirs, "≤ 1.03", f"{ours:.2f} s ÷ {theirs:.2f} s, equal losses")
+    for name, goal in (("gsm8k", "≤ 0.75"), ("math", "≤ 0.60")):
+        packed(name, goal)
+
+
+def packed(name: str, goal: str, rounds: int = 2, steps: int = 4, rows: int = 8) -> None:
+    """A few steps of the SFT phase of a run with rollouts (whose batches are packed) and of `SFTTrainer`, in turns."""
+    pairs, source = chat_pairs(40 * rows, name)
+    data = Dataset.from_list([{"prompt": [_user(q)], "completion": [_assistant(a)]} for q, a in pairs])
+    losses, seconds = _race(
+        data, ("packed", "trl"), rounds, per_device_train_batch_size=rows, max_steps=steps, max_length=2048
+    )
+    for ours, theirs in zip(losses["packed"], losses["trl"], strict=True):
+        assert abs(ours / theirs - 1) < 1e-4, losses
+    ours, theirs = seconds["packed"], seconds["trl"]
+    report(
+        f"SFT phase on {source}, packed ÷ SFTTrainer, {rows} rows",
+        ours / theirs,
+        goal,
+        f"{ours:.2f} s ÷ {theirs:.2f} s a step, equal losses",
+    )
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _race(data, names: tuple[str, str], rounds: int, **settings) -> tuple[dict[str, list], dict[str, float]]:
+    """The logged losses and the median seconds of a step of two trainers, who take turns at going first."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, list[float]] = {}
+    common = {**QUIET, "learning_rate": 1e-5, **settings}
     for turn in range(rounds):
-        # Who goes first alternates too: what the one leaves in the caches is the other's.
-        for name in list(seconds)[:: 1 if turn % 2 else -1]:
+        # What the one leaves in the caches is the other's.
+        for name in names[:: 1 if turn % 2 else -1]:
             with tempfile.TemporaryDirectory() as folder:
                 times = StepTimes()
-                if name == "SFTTrainer":
-                    trainer_class, args = SFTTrainer, SFTConfig(folder, num_train_epochs=1, **settings)
+                if name == "trl":
+                    trainer_class, args = SFTTrainer, SFTConfig(folder, **common)
                 else:
-                    trainer_class, args = BASHTrainer, BASHConfig(folder, num_iterations=0, sft_epochs=1, **settings)
+                    epochs = {"sft_epochs": 1, "num_iterations": 0 if name == "plain" else 1}
+                    trainer_class, args = BASHTrainer, BASHConfig(folder, **{**common, **epochs})
                 trainer = trainer_class(model=str(embedded_model()), args=args, train_dataset=data, callbacks=[times])
                 trainer.train()
                 seconds[name] += times.seconds[1:]
                 losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses["BASHTrainer"] == losses["SFTTrainer"]
-    ours, theirs = statistics.median(seconds["BASHTrainer"]), statistics.median(seconds["SFTTrainer"])
-    report(
-        "SFT step, BASHTrainer ÷ SFTTrainer", ours / theirs, "≤ 1.03", f"{ours:.2f} s ÷ {theirs:.2f} s, equal losses"
-    )
+    return losses, {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

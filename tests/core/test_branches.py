@@ -183,7 +183,12 @@ def test_the_layout_by_hand():
 def test_the_mask_by_hand():
     """Context c, two branches of two, one padding: a branch sees the context and itself up to now, no sibling."""
     config = PretrainedConfig(attn_implementation="sdpa")
-    mask = branch_attention_mask(torch.tensor([[0, 1, 1, 2, 2, -1]]), torch.tensor([[0, 0, 0, 0, 0, -1]]), config)
+    mask = branch_attention_mask(
+        torch.tensor([[0, 1, 1, 2, 2, -1]]),
+        torch.tensor([[0, 0, 0, 0, 0, -1]]),
+        torch.tensor([[0, 0, 1, 0, 1, 0]]),
+        config,
+    )
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -199,7 +204,9 @@ def test_the_mask_by_hand():
 def test_the_mask_of_two_contexts_by_hand():
     """Context and branch of two examples in one row: none sees the other."""
     config = PretrainedConfig(attn_implementation="sdpa")
-    mask = branch_attention_mask(torch.tensor([[0, 1, 0, 1, 2]]), torch.tensor([[4, 4, 2, 2, 2]]), config)
+    mask = branch_attention_mask(
+        torch.tensor([[0, 1, 0, 1, 2]]), torch.tensor([[4, 4, 2, 2, 2]]), torch.tensor([[0, 0, 0, 0, 0]]), config
+    )
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 1]]
     assert mask[0, 0].int().tolist() == expected
 

@@ -15,7 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 from trl_exbias.core.layout import check_shared_context
 
 from ..layouts import collator, gradients, random_examples
-from .device import DEVICE, bf16_autocast, distance, on_gpu_or_cpu
+from .device import DEVICE, ON_CUDA, bf16_autocast, distance, on_gpu_or_cpu
 from .models import HAS_SMOLLM2, mid_policy, smollm2
 
 
@@ -26,11 +26,15 @@ VARIANTS = ["plain", "checkpointing", "LoRA", "LoRA, checkpointing"]
 
 @pytest.fixture(scope="module")
 def batches():
-    """The same examples in both layouts, a few of them long."""
+    """The same examples in each layout, a few of them long; packed ones are all in one row."""
     examples = random_examples(on_gpu_or_cpu(8, 4), context=on_gpu_or_cpu(200, 20), branch=on_gpu_or_cpu(150, 12))
     return {
         name: {key: value.to(DEVICE) for key, value in collator(shared=shared).collate(examples).items()}
         for name, shared in (("shared", True), ("separate", False))
+    } | {
+        "packed": {
+            key: value.to(DEVICE) for key, value in collator().collate(examples, [[*range(len(examples))]]).items()
+        }
     }
 
 
@@ -60,8 +64,22 @@ def test_in_float32_losses_and_gradients_equal_separate_rows(variant, attention,
     model.set_attn_implementation(attention)
     assert check_shared_context(model) is None
     found = losses_and_gradients(prepared(model, variant), batches)
-    torch.testing.assert_close(found["shared"][0], found["separate"][0], rtol=1e-5, atol=0)
-    assert distance(found["shared"][1], found["separate"][1]) < 1e-4
+    for layout in ("shared", "packed"):
+        torch.testing.assert_close(found[layout][0], found["separate"][0], rtol=1e-5, atol=0)
+        assert distance(found[layout][1], found["separate"][1]) < 1e-4
+
+
+@pytest.mark.skipif(not ON_CUDA, reason="flex_attention has gradients on a GPU alone")
+def test_flex_attention_equals_sdpa(batches):
+    """Compiled, with the blocks left out that no token sees."""
+    model = prepared(mid_policy(), "plain")
+    expected = losses_and_gradients(model, batches)["separate"]
+    model.set_attn_implementation("flex_attention")
+    assert check_shared_context(model, packed=True) is None
+    found = losses_and_gradients(model, {name: batches[name] for name in ("shared", "packed")})
+    for losses, gradient in found.values():
+        torch.testing.assert_close(losses, expected[0], rtol=1e-4, atol=0)
+        assert distance(gradient, expected[1]) < 1e-3
 
 
 @pytest.mark.quick_on_cpu
@@ -92,6 +110,7 @@ def assert_as_near(model, variant: str, autocasts: bool, batches, record) -> Non
     }
     record(**off)
     # bfloat16 keeps 8 bits: 2^-9 is the rounding of one number, and a sum of many is off by less.
-    assert off["shared"]["losses"] < max(LUCK * off["separate"]["losses"], 2**-9)
-    assert off["shared"]["gradient"] < LUCK * off["separate"]["gradient"] + 2**-9
+    for layout in ("shared", "packed"):
+        assert off[layout]["losses"] < max(LUCK * off["separate"]["losses"], 2**-9)
+        assert off[layout]["gradient"] < LUCK * off["separate"]["gradient"] + 2**-9
     assert off["separate"]["gradient"] < 0.1, "the exact ones are of the same weights"

@@ -26,6 +26,9 @@ class BranchCollator:
             Whether branches share the encoding of their context. `False`: separate rows.
         packed (`bool`, *optional*, defaults to `True`):
             Whether several contexts share a row where that saves padding. `False`: a row for each.
+        one_row (`bool`, *optional*, defaults to `False`):
+            Whether separate rows stand one after the other in a single one, their positions starting again: for attention that
+            keeps them apart by these (see [`~trl_exbias.core.packed_rows`]).
         break_even (`float`, *optional*):
             Tokens of a row at which its attention costs as much as everything else; see [`~trl_exbias.core.packing.pack`].
         window (`int`, *optional*):
@@ -37,7 +40,7 @@ class BranchCollator:
     Returns a dictionary of tensors of shape `(rows, length)`: `input_ids`, `shift_labels` (the target of each
     position), `branch_kinds` (index in `kinds`, -1 where there is no target), `branch_weights`, `num_tokens` (a
     scalar), `example_ids` (which example of the batch a position belongs to, -1 padding), and either `position_ids` and
-    `segment_ids` (0 context, 1.. branches, -1 padding) or `attention_mask`. Where rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch.
+    `segment_ids` (0 context, 1.. branches, -1 padding), or `attention_mask`, or `position_ids` alone where all is one row. Where rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch.
     """
 
     base: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -45,6 +48,7 @@ class BranchCollator:
     pad_token_id: int
     shared: bool = True
     packed: bool = True
+    one_row: bool = False
     break_even: float = 3000.0
     window: int | None = None
     pad_to_multiple_of: int | None = None
@@ -104,10 +108,14 @@ class BranchCollator:
                     part["example_ids"] = [place] * len(part["input_ids"])
                     parts.append(part)
             rows += [_joined(parts)] if shared else parts
+        one_row = self.one_row and not shared
+        if one_row:
+            rows = [_joined([{**row, "position_ids": list(range(len(row["input_ids"])))} for row in rows])]
         length = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        padding = self._padding() | ({"position_ids": 0, "segment_ids": -1} if shared else {"attention_mask": 0})
+        layout = {"position_ids": 0, "segment_ids": -1} if shared else {"attention_mask": 0}
+        padding = self._padding() | ({"position_ids": 0} if one_row else layout)
         batch = {
             name: torch.tensor([row[name] + [value] * (length - len(row[name])) for row in rows])
             for name, value in padding.items()

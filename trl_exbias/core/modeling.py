@@ -134,28 +134,12 @@ def _logit_scale(config: PretrainedConfig) -> float:
     return 1.0
 
 
-def attention_window(config: PretrainedConfig) -> int | None:
-    """
-    The shortest span, in tokens, that any layer's attention is limited to; `None` where every layer sees everything.
-
-    A hand-made 4-D mask replaces the windowed mask that the model would build, so it is right only for rows that no
-    window would cut.
-    """
-    config = config.get_text_config()
-    windows = []
-    if getattr(config, "use_sliding_window", True):
-        windows.append(getattr(config, "sliding_window", None))
-    windows.append(attention_chunk(config))
-    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
-        windows.append(getattr(config, "window_size", None))
-    return min((window for window in windows if window), default=None)
+def uses_flash_attention(config: PretrainedConfig) -> bool:
+    """Whether attention takes rows of different length without padding, and no mask: FlashAttention-2, -3, a kernel of the hub."""
+    return "flash" in attention_implementation(config)
 
 
-def attention_chunk(config: PretrainedConfig) -> int | None:
-    """Tokens of a chunk that attention does not leave (Llama 4), counted from the start of a row; `None` without chunks."""
-    return getattr(config.get_text_config(), "attention_chunk_size", None)
-
-
+#: Attention that takes a mask as a tensor.
 MASKABLE_IMPLEMENTATIONS = ("sdpa", "eager")
 
 

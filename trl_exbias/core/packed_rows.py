@@ -11,14 +11,14 @@ from torch import nn
 from .modeling import (
     LMHead,
     agreement_tolerance,
-    attention_chunk,
     base_causal_lm,
     inference,
     model_device,
     read_backbone,
+    uses_flash_attention,
 )
 from .packing import pack
-from .upstream import attention_implementation
+from .spans import attention_chunk
 
 
 #: Batch entry: the tokens of each example. The first entry, by whose length the Trainer counts a batch's examples.
@@ -107,7 +107,7 @@ class PackedRowCollator:
         if reason is None:
             config = base_causal_lm(model).config
             self.packed = True
-            self.one_row = "flash" in attention_implementation(config)
+            self.one_row = uses_flash_attention(config)
             self.limit = attention_chunk(config)
         return reason
 

@@ -16,9 +16,10 @@ from ..core.generation_config import make_saveable
 from ..core.layout import check_shared_context, lay_out
 from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_by_kind
 from ..core.model_check import complete_fused_head
-from ..core.modeling import attention_window, base_causal_lm, without_attention_plans
-from ..core.packed_rows import EXAMPLE_LENGTHS, PackedRowCollator
+from ..core.modeling import base_causal_lm, uses_flash_attention, without_attention_plans
+from ..core.packed_rows import EXAMPLE_LENGTHS, PackedRowCollator, check_packed_rows
 from ..core.packing import break_even_of
+from ..core.spans import attention_window
 from ..core.upstream import note_commit
 from .finite import check_loss
 from .joint_sums import JointSums
@@ -96,6 +97,12 @@ class JointSFTTrainer(SFTTrainer):
             reason = self._in_the_way(check_shared_context)
         if reason is not None:
             self.data_collator.shared = False
+            # FlashAttention takes rows of any length in one, without a mask.
+            self.data_collator.one_row = (
+                uses_flash_attention(base_causal_lm(self.model).config)
+                and not self.args.neftune_noise_alpha
+                and self._in_the_way(check_packed_rows) is None
+            )
             logger.warning(
                 f"Every branch is trained as a row of its own: {reason}. The loss is the same, at more tokens."
             )
@@ -104,6 +111,8 @@ class JointSFTTrainer(SFTTrainer):
         if reason is not None:
             self.data_collator.packed = False
             logger.warning(f"Every context is trained in a row of its own: {reason}. The loss is the same.")
+        if self._in_the_way(partial(check_shared_context, windowed=True)) is None:
+            self.data_collator.window = None  # our mask has the windows itself
 
     def _decide_rows(self) -> None:
         """Rows without branches are packed unless something in the way is named here."""

@@ -8,8 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ...core.modeling import agreement_tolerance, attention_window, base_causal_lm
+from ...core.modeling import agreement_tolerance, base_causal_lm
 from ...core.reading import read
+from ...core.spans import attention_window
 from .sessions import DenseSession, RaggedSession
 
 
