@@ -40,6 +40,7 @@ class JointSFTTrainer(SFTTrainer):
     #: Lays out a batch of branches.
     collator_class: type[BranchCollator] = BranchCollator
     data_collator: Any
+    _total_train_tokens: int
 
     def _set_up_branches(self) -> None:
         """To be called once the model, its tokenizer and TRL's collator are there."""
