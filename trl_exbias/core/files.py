@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -44,6 +45,17 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def existing_parent(folder: str | Path) -> Path:
+    """The folder itself or the nearest above it that exists."""
+    path = Path(folder).expanduser().absolute()
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Of the disk that a folder is on, or will be."""
+    return shutil.disk_usage(existing_parent(folder)).free
 
 
 def lock(file: IO) -> bool:

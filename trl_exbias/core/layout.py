@@ -67,7 +67,7 @@ def check_shared_context(model: torch.nn.Module, packed: bool = False) -> str | 
     implementation = attention_implementation(base.config)
     if implementation not in MASKABLE_IMPLEMENTATIONS:
         return f"`attn_implementation={implementation!r}` takes no mask of ours ('sdpa' does)"
-    examples = _trial_examples(LMHead(model).vocab_size)[: 2 if packed else 1]
+    examples = trial_examples(LMHead(model).vocab_size)[: 2 if packed else 1]
     collator = BranchCollator(lambda rows: {}, (GOLD, "other"), pad_token_id=0)
     shared = collator.collate(examples, [list(range(len(examples)))])
     collator.shared = False
@@ -104,7 +104,7 @@ def check_shared_context(model: torch.nn.Module, packed: bool = False) -> str | 
     return f"{type(base).__name__} reads {what} differently (hidden states {distance:.1e} off)"
 
 
-def _trial_examples(vocab_size: int) -> list[BranchedExample]:
+def trial_examples(vocab_size: int) -> list[BranchedExample]:
     """Two contexts of four tokens, with a gold branch of two and another of three each."""
     tokens = torch.randint(vocab_size, (2, 9), generator=torch.Generator().manual_seed(0)).tolist()
     return [

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..chat.data_checks import TRAINING, evaluation_name, readable
+from ..core.files import free_bytes
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
 from . import checks, disk
@@ -235,7 +236,7 @@ def _plan_disk(
         positions = round(planned.data["rows"] * lengths.mean_response * branches)
         sizes["soft labels"] = disk.soft_label_bytes(positions, teacher, args.teacher_top_k)
     planned.disk = {name: size for name, size in sizes.items() if size}
-    planned.free_disk = disk.free_bytes(args.output_dir)
+    planned.free_disk = free_bytes(args.output_dir)
     total = sum(planned.disk.values())
     if total > planned.free_disk:
         findings.warn(
