@@ -1,6 +1,7 @@
 """Forwards that begin after the frozen layers against whole ones: the same losses and gradients in every layout."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -66,17 +67,19 @@ def test_losses_and_gradients_are_those_of_a_whole_forward(make, layout):
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     trunk, batch = find_trunk(model), examples()
     assert trunk.depth == len(trunk.layers) - 1
+    assert check_trunk(trunk, shared=layout != "separate", packed=layout == "packed") is None
     options = {"shared": layout != "separate", "packed": layout == "packed", "with_states": True, "break_even": 1e6}
     collated = collator(**options).collate(batch)
     assert (len(collated["input_ids"]) < len(batch)) == (layout == "packed")
     losses, gradient = gradients(model, collated)
     states = kept_states(trunk, batch)
     assert len(states) == sum(example.num_states for example in batch)
-    with trunk.known(states[collated["state_ids"]]):
-        trunk_free, found = gradients(model, collated)
-    torch.testing.assert_close(trunk_free, losses, rtol=1e-5, atol=0)
-    assert (found - gradient).norm() < 1e-5 * gradient.norm()
-    assert all(type(layer).__name__ != "_StandIn" for layer in trunk.layers)
+    for scored in (None, collated["shift_labels"] != -100):
+        known = partial(trunk.known, states[collated["state_ids"]], scored)
+        trunk_free, found = gradients(model, collated, known)
+        torch.testing.assert_close(trunk_free, losses, rtol=1e-5, atol=0)
+        assert (found - gradient).norm() < 1e-5 * gradient.norm()
+    assert all(type(layer).__name__ != "StandIn" for layer in trunk.layers)
 
 
 def test_the_frozen_layers_do_not_run():

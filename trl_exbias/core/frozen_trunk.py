@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from .fingerprint import parameters_fingerprint
 from .modeling import backbone, base_causal_lm
 from .reading import read_padded
+from .stand_ins import in_place, only_at
 
 
 class FrozenTrunk:
@@ -32,6 +33,8 @@ class FrozenTrunk:
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList, depth: int):
         self.model, self.layers, self.depth = model, layers, depth
+        #: Children of the last layer, as [`position_wise_parts`] finds them.
+        self.position_wise: list[str] = []
         # How the layers hand on their hidden states, alone or in a tuple; known once the last one has run.
         self._wrap: Callable[[torch.Tensor], Any] = lambda hidden: hidden
 
@@ -50,20 +53,36 @@ class FrozenTrunk:
             return result
 
         last = self.layers[self.depth - 1]
-        above = dict.fromkeys(range(self.depth, len(self.layers)), self._passes_on)
-        with self._in_place({self.depth - 1: record, **above}):
+        above = range(self.depth, len(self.layers))
+        with in_place(self.layers, {str(self.depth - 1): record, **dict.fromkeys(map(str, above), self._passes_on)}):
             yield outputs
 
     @contextlib.contextmanager
-    def known(self, states: torch.Tensor) -> Iterator[None]:
-        """In the block a forward begins after the trunk, of which `states` `(B, L, H)` are the output."""
+    def known(self, states: torch.Tensor, scored: torch.Tensor | None = None) -> Iterator[None]:
+        """
+        In the block a forward begins after the trunk.
+
+        Args:
+            states (`torch.Tensor` of shape `(B, L, H)`): The trunk's output.
+            scored (`torch.Tensor` of shape `(B, L)`, *optional*):
+                Positions whose last hidden state is used. The last layer's `position_wise` parts run there alone.
+        """
 
         def hand_over(*args: Any, **kwargs: Any) -> Any:
             # What reentrant gradient checkpointing asks of the embeddings (`enable_input_require_grads`) holds here too.
             return self._wrap(states.detach().requires_grad_(_hidden(args, kwargs).requires_grad))
 
-        below = dict.fromkeys(range(self.depth - 1), self._passes_on)
-        with self._in_place({**below, self.depth - 1: hand_over}):
+        below = dict.fromkeys(map(str, range(self.depth - 1)), self._passes_on)
+        with in_place(self.layers, {**below, str(self.depth - 1): hand_over}), self._only_at(scored):
+            yield
+
+    @contextlib.contextmanager
+    def _only_at(self, scored: torch.Tensor | None) -> Iterator[None]:
+        # What gradient checkpointing runs again, it runs after the block.
+        if scored is None or base_causal_lm(self.model).is_gradient_checkpointing:
+            yield
+            return
+        with only_at(scored, self.layers[-1], self.position_wise):
             yield
 
     def read(self, rows: Sequence[Sequence[int]], pad_token_id: int) -> list[torch.Tensor]:
@@ -89,30 +108,6 @@ class FrozenTrunk:
 
     def _passes_on(self, *args: Any, **kwargs: Any) -> Any:
         return self._wrap(_hidden(args, kwargs))
-
-    @contextlib.contextmanager
-    def _in_place(self, forwards: dict[int, Callable[..., Any]]) -> Iterator[None]:
-        """Puts stand-ins in the place of some layers, and the layers back, also on an exception."""
-        layers = {i: self.layers[i] for i in forwards}
-        try:
-            for i, forward in forwards.items():
-                self.layers[i] = _StandIn(layers[i], forward)
-            yield
-        finally:
-            for i, layer in layers.items():
-                self.layers[i] = layer
-
-
-class _StandIn(nn.Module):
-    """What a model calls in place of a layer; whatever else it asks of one (`attention_type`) the layer answers."""
-
-    def __init__(self, layer: nn.Module, forward: Callable[..., Any]):
-        super().__init__()
-        self.forward = forward
-        self._layer = (layer,)  # in a tuple: not a submodule, whose parameters would be this one's
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_layer"][0], name)
 
 
 def _hidden(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from .frozen_trunk import FrozenTrunk
 from .layout import lay_out, trial_examples
 from .modeling import LMHead, agreement_tolerance, base_causal_lm, inference, model_device, read_backbone
 from .sharding import is_sharded
+from .stand_ins import position_wise_parts
 
 
 #: Relative distance of the same forward in training and in evaluation mode above which it is no rounding.
@@ -23,7 +25,7 @@ _READ = ("input_ids", "position_ids", "segment_ids", "example_ids", "attention_m
 
 def check_trunk(trunk: FrozenTrunk, shared: bool, packed: bool) -> str | None:
     """
-    Says why the output of the frozen layers cannot be kept for training, `None` if it can.
+    Says why the output of the frozen layers cannot be kept for training, `None` if it can; finds `trunk.position_wise`.
 
     Catches what no list of architectures would: dropout and noise in the embeddings, embeddings that are trained (also by a tied
     LM head), layers above that read more of those below than their output (Gemma 3n's keys and values), another shape.
@@ -37,7 +39,11 @@ def check_trunk(trunk: FrozenTrunk, shared: bool, packed: bool) -> str | None:
     name, device = type(base_causal_lm(model)).__name__, model_device(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            return _trains_below(trunk) or _differs_in_training(trunk) or _reads_differently(trunk, shared, packed)
+            reason = _trains_below(trunk) or _differs_in_training(trunk)
+            if reason is None:
+                trunk.position_wise = _position_wise(trunk)
+                reason = _reads_differently(trunk, shared, packed)
+            return reason
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -85,16 +91,26 @@ def _reads_differently(trunk: FrozenTrunk, shared: bool, packed: bool) -> str | 
             arranged = [[0, 1]] if collator.shared and packed else [[0], [1]]
             batch = collator.collate(examples, arranged)
             inputs = {name: batch[name].to(device) for name in _READ if name in batch}
-            real = inputs["example_ids"] >= 0
             inputs = lay_out(inputs, model)
             expected = read_backbone(model, **inputs, use_cache=False).last_hidden_state
-            with trunk.known(states[batch["state_ids"].to(states.device)]):
+            scored = (batch["shift_labels"] != -100).to(device)
+            with trunk.known(states[batch["state_ids"].to(states.device)], scored):
                 found = read_backbone(model, **inputs, use_cache=False).last_hidden_state
-            distance = _distance(found[real], expected[real])
+            distance = _distance(found[scored], expected[scored])
             if distance > agreement_tolerance(model, expected.dtype):
                 name = type(base_causal_lm(model)).__name__
                 return f"{name} computes something else without its frozen layers (hidden states {distance:.1e} off)"
     return None
+
+
+def _position_wise(trunk: FrozenTrunk) -> list[str]:
+    """Parts of the last layer that may run at scored positions alone: in training mode, where dropout would draw others."""
+    if trunk.depth == len(trunk.layers):
+        return []
+    tokens, tolerance = _tokens(trunk), agreement_tolerance(trunk.model, torch.float32)
+    with torch.no_grad(), _training(trunk.model):
+        read = partial(read_backbone, trunk.model, input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        return position_wise_parts(trunk.layers[-1], partial(read, use_cache=False), tolerance)
 
 
 def _output(trunk: FrozenTrunk, tokens: torch.Tensor) -> torch.Tensor:

@@ -226,7 +226,11 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         args, layout = self.args, self.data_collator
         rolled_out = (args.num_iterations - 1) * len(self.rows_to_roll_out(2)) * args.rollout_length
         positions = int(self.sequence_lengths.sum()) + rolled_out
-        return TrunkUse(positions, args.num_iterations * args.num_train_epochs, layout.shared, layout.packed)
+        in_the_way = "the load-balancing loss reads every layer's router" if self.aux_loss_enabled else None
+        if args.torch_compile:
+            in_the_way = "`torch_compile` has compiled all layers as one"
+        reads = args.num_iterations * args.num_train_epochs
+        return TrunkUse(positions, reads, layout.shared, layout.packed, in_the_way)
 
     def _trunk_phase(self) -> TrunkPhase:
         args, folder = self.args, Path(self.args.output_dir) / TRUNK_STATES

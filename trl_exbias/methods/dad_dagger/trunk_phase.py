@@ -37,12 +37,14 @@ class TrunkUse:
         positions (`int`): That it reads in all, each once.
         reads (`float`): How often it reads a row of the data.
         shared, packed (`bool`): Which layouts it may read them in, as of [`BranchCollator`].
+        in_the_way (`str`, *optional*): What of the run's settings needs every layer in every step.
     """
 
     positions: int
     reads: float
     shared: bool
     packed: bool
+    in_the_way: str | None = None
 
 
 class TrunkPhase:
@@ -97,7 +99,7 @@ class TrunkPhase:
         states, places = inputs.pop("trunk_states", None), inputs.pop("state_ids", None)
         if states is None or self._trunk is None:
             return contextlib.nullcontext()
-        return self._trunk.known(states[places])
+        return self._trunk.known(states[places], inputs["shift_labels"] != -100)
 
     def _decide(self, use: TrunkUse) -> None:
         trunk = find_trunk(self.model)
@@ -105,7 +107,8 @@ class TrunkPhase:
             logger.info("No layer is frozen below the first one that is trained: `cache_trunk` has no effect.")
             return
         with self.autocast():
-            reason = "each row is read once" if use.reads <= 1 else check_trunk(trunk, use.shared, use.packed)
+            reason = use.in_the_way or ("each row is read once" if use.reads <= 1 else None)
+            reason = reason or check_trunk(trunk, use.shared, use.packed)
             folder = self.folder / trunk.fingerprint()[:16]
             if reason is None:
                 reason = self._does_not_fit(trunk, folder, use.positions)
