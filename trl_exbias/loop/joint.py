@@ -18,6 +18,7 @@ from ..core.losses import LossTerm, count_labels, count_terms, joint_loss, sum_b
 from ..core.model_check import complete_fused_head
 from ..core.modeling import attention_window, base_causal_lm, without_attention_plans
 from ..core.packing import break_even_of
+from ..core.scored import score_labels
 from ..core.upstream import note_commit
 from .finite import check_loss
 from .joint_sums import JointSums
@@ -192,7 +193,7 @@ class JointSFTTrainer(SFTTrainer):
             The loss, the summed losses of each kind, and by metric name scalar sums over all labels, or tensors of shape
             `(2,)`: a sum and what it is divided by.
         """
-        outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
+        outputs = score_labels(model, self.model, lay_out(inputs, self.model), self.args.torch_compile)
         token_losses = -outputs.log_probs
         if self.args.loss_type == "dft":
             token_losses = token_losses * outputs.log_probs.exp().detach()

@@ -1,0 +1,44 @@
+"""TRL's fused LM head at the positions that have a label, also on a CPU."""
+
+from typing import Any
+
+from torch import nn
+
+from .modeling import backbone
+
+
+def score_labels(wrapped: nn.Module, model: nn.Module, inputs: dict[str, Any], is_compiled: bool) -> Any:
+    """
+    The output of TRL's fused LM head for a batch.
+
+    On a GPU TRL scores the positions that have a label. Elsewhere it scores all, so that a compiler sees one shape: on a CPU that
+    is most of a step where contexts have no labels. So there the backbone hands on the labelled positions alone.
+
+    Args:
+        wrapped (`nn.Module`): What is called: the model as its processes wrapped it.
+        model (`nn.Module`): The model.
+        inputs (`dict`): What its forward reads, with `shift_labels` of shape `(rows, length)`.
+        is_compiled (`bool`): Whether `torch.compile` has compiled it: then it is left as it is.
+
+    Returns:
+        TRL's output: `log_probs`, `entropy` and `is_top1` of shape `(rows, length)`, 0 where there is no label; `aux_loss`.
+    """
+    labels = inputs["shift_labels"]
+    if labels.device.type != "cpu" or is_compiled:
+        return wrapped(**inputs, use_cache=False, fused_lm_head=True)
+    scored = labels != -100
+
+    def hand_on(module: nn.Module, args: tuple, output: Any) -> Any:
+        output["last_hidden_state"] = output["last_hidden_state"][scored].unsqueeze(0)
+        return output
+
+    handle = backbone(model).register_forward_hook(hand_on)
+    try:
+        inputs = {**inputs, "shift_labels": labels[scored].unsqueeze(0)}
+        output = wrapped(**inputs, use_cache=False, fused_lm_head=True)
+    finally:
+        handle.remove()
+    for name in ("log_probs", "entropy", "is_top1"):
+        found = output[name]
+        output[name] = found.new_zeros(labels.shape).masked_scatter(scored, found)
+    return output
