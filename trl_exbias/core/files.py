@@ -14,6 +14,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 
+#: Of the free disk, what may be filled with what could be computed again: the rest is for checkpoints.
+SHARE_OF_DISK = 0.5
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Puts `content` at `path` so that after a crash there is the old file or the whole new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

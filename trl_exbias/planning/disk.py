@@ -75,3 +75,9 @@ def soft_label_bytes(positions: int, teacher: ModelFacts, top_k: int | None) -> 
     if top_k is None:
         return positions * teacher.hidden_size * teacher.head_dtype.itemsize
     return positions * (_TOP_K_BYTES * top_k + 4)
+
+
+def trunk_bytes(phases: list[PlannedPhase], row_tokens: float, state_bytes: int) -> int:
+    """Of the frozen layers' output: of every row once, and of every rollout."""
+    rows = max(phase.rows or 0 for phase in phases)
+    return state_bytes * round(rows * row_tokens + sum(phase.rollout_tokens or 0 for phase in phases))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...core.batching import run_in_batches
-from ...core.files import free_bytes
+from ...core.files import SHARE_OF_DISK, free_bytes
 from ...core.frozen_trunk import FrozenTrunk, find_trunk
 from ...core.joint_dataset import JointDataset, segment_key, segments
 from ...core.modeling import inference
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 _PAD = 0
 _GIB = 1 << 30
-#: Of the free disk; the rest is for checkpoints and rollouts.
-_SHARE_OF_DISK = 0.5
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class TrunkPhase:
             (state,) = trunk.read([[_PAD]], _PAD)
         there = sum(path.stat().st_size for path in folder.glob(SHARDS))
         needed, free = positions * state.nbytes - there, free_bytes(folder)
-        if needed <= _SHARE_OF_DISK * free:
+        if needed <= SHARE_OF_DISK * free:
             return None
         return (
             f"what they compute of {positions:,} tokens takes {needed / _GIB:.1f} GiB of disk, and of the {free / _GIB:.1f} that "
