@@ -97,6 +97,31 @@ def test_the_frozen_layers_do_not_run():
     assert calls == [0, 1]
 
 
+def test_the_feed_forward_part_runs_at_scored_positions_alone():
+    model = freeze_below(tiny_model())
+    trunk = find_trunk(model)
+    assert check_trunk(trunk, shared=True, packed=True) is None and trunk.position_wise == ["mlp"]
+    read = []
+    trunk.layers[1].mlp.register_forward_hook(lambda module, args, output: read.append(args[0].shape))
+    states, scored = torch.randn(2, 5, 32), torch.zeros(2, 5, dtype=torch.bool)
+    scored[0, 3:] = scored[1, 4] = True
+    for checkpoints, shape in ((False, (1, 3, 32)), (True, (2, 5, 32))):
+        # What gradient checkpointing runs again in the backward pass, it runs whole.
+        if checkpoints:
+            model.gradient_checkpointing_enable()
+        with trunk.known(states, scored):
+            model(input_ids=torch.zeros(2, 5, dtype=torch.long))
+        assert read.pop() == shape
+
+
+def test_a_part_with_dropout_runs_at_every_position():
+    """It would draw other random numbers than without the kept states."""
+    model = freeze_below(tiny_model("gpt2", **GPT2))
+    trunk = find_trunk(model)
+    model.transformer.h[1].mlp.dropout.p = 0.1
+    assert check_trunk(trunk, shared=True, packed=True) is None and trunk.position_wise == []
+
+
 def test_the_layers_are_back_after_an_exception():
     trunk = find_trunk(freeze_below(tiny_model()))
     before = [*trunk.layers]

@@ -1,6 +1,5 @@
 """Training from kept states of the frozen lower layers, against training that computes them in every step."""
 
-import logging
 import shutil
 
 import pytest
@@ -41,13 +40,24 @@ def assert_equal(kept, computed):
     assert (weights(kept) - weights(computed)).norm() < 1e-5 * weights(computed).norm()
 
 
+def pairs():
+    """Rows whose first trajectories begin after a prompt of a few tokens."""
+    return Dataset.from_list([{"prompt": f"{i} + {i} =", "completion": f" {i + i}!!"} for i in range(6)])
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"num_iterations": 3, **LAST},
-        {"alpha": 1.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, **LAST},
-        {"cache_teacher": False, "dataloader_num_workers": 1, **LAST},
-        {"peft_config": UPPER, "gradient_checkpointing": True},
+        {
+            "dataset": pairs(),
+            "alpha": 1.0,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 3,
+            "dataloader_num_workers": 1,
+            **LAST,
+        },
+        {"cache_teacher": False, "gradient_checkpointing": True, **LAST},
         {
             "peft_config": UPPER,
             "gradient_checkpointing": True,
@@ -55,15 +65,15 @@ def assert_equal(kept, computed):
             "alpha": 1.0,
         },
     ],
-    ids=["joint", "hard-accumulated", "teacher-in-steps", "lora-checkpointed", "lora-reentrant"],
+    ids=["joint", "hard-accumulated", "teacher-in-steps", "lora-checkpointed"],
 )
 def test_a_run_is_the_same(tmp_path, options):
     """Gold rows in iteration 1, joint rows after it."""
     kept = run(tmp_path / "kept", **options)
     assert_equal(kept, run(tmp_path / "computed", cache_trunk=False, **options))
-    iterations = kept.args.num_iterations
-    assert logged(kept, "trunk/computed") == [len(cut())] * iterations
-    assert logged(kept, "trunk/reused") == [len(cut()) * i for i in range(iterations)]
+    iterations, rows = kept.args.num_iterations, len(kept.train_dataset)
+    assert logged(kept, "trunk/computed") == [rows] * iterations
+    assert logged(kept, "trunk/reused") == [rows * i for i in range(iterations)]
 
 
 def test_rows_of_their_own_are_the_same(tmp_path):
@@ -75,19 +85,12 @@ def test_rows_of_their_own_are_the_same(tmp_path):
     assert_equal(kept, run(tmp_path / "computed", cache_trunk=False, **options))
 
 
-def test_pairs_whose_prompts_differ_from_their_contexts_are_the_same(tmp_path):
-    rows = Dataset.from_list([{"prompt": f"{i} + {i} =", "completion": f" {i + i}!!"} for i in range(6)])
-    options = {"dataset": rows, "alpha": 1.0, **LAST}
-    assert_equal(run(tmp_path / "a", **options), run(tmp_path / "b", cache_trunk=False, **options))
-
-
-@pytest.mark.parametrize("step", [1, 3])
-def test_a_run_resumes_bit_equal(tmp_path, step):
-    """In its first iteration, and in its second."""
+def test_a_run_resumes_bit_equal(tmp_path):
+    """In its second iteration."""
     whole = run(tmp_path / "whole", save_strategy="epoch", **LAST)
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     for path in (tmp_path / "part").glob("checkpoint-*"):
-        if int(path.name.split("-")[1]) > step:
+        if int(path.name.split("-")[1]) > 3:
             shutil.rmtree(path)
     resumed = run(tmp_path / "part", save_strategy="epoch", resume=True, **LAST)
     assert resumed.state.global_step == whole.state.global_step == 4
@@ -115,23 +118,14 @@ def test_what_is_in_the_way_is_said_in_one_line(tmp_path, caplog, options, reaso
 
 
 def test_a_disk_that_is_too_small_is_said_with_its_numbers(tmp_path, caplog, monkeypatch):
-    gib = 1 << 30
-    monkeypatch.setattr(trunk_phase, "free_bytes", lambda folder: 10 * gib)
-    made = make(tmp_path, alpha=1.0, **LAST)
-    positions = len(cut()) * (H + T) + len(cut()) * T  # gold, and the rollouts of iteration 2
-    use = made._trunk_use()
-    assert use.positions == positions
-    big = trunk_phase.TrunkUse(6 * gib // (32 * 4), use.reads, use.shared, use.packed)
-    monkeypatch.setattr(made, "_trunk_use", lambda: big)
-    made.train()
-    assert "takes 6.0 GiB of disk, and of the 10.0 that are free" in caplog.text
-    assert not (tmp_path / "trunk-states").exists()
-
-
-def test_a_student_trained_as_a_whole_is_not_warned_of(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        run(tmp_path, alpha=1.0, num_iterations=1)
-    assert not any("frozen layers" in record.message for record in caplog.records if record.levelno > logging.INFO)
+    """Half of what is free is less than gold, and the rollouts of iteration 2, take."""
+    positions = len(cut()) * (H + T) + len(cut()) * T
+    monkeypatch.setattr(trunk_phase, "_GIB", 1 << 10)
+    monkeypatch.setattr(trunk_phase, "free_bytes", lambda folder: 2 * positions * 32 * 4 - 1)
+    done = run(tmp_path, alpha=1.0, **LAST)
+    needed = positions * 32 * 4 / (1 << 10)
+    assert f"of {positions} tokens takes {needed:.1f} GiB of disk, and of the {2 * needed:.1f} that are" in caplog.text
+    assert done.calls > 0 and not (tmp_path / "trunk-states").exists()
 
 
 def test_overwriting_a_run_removes_its_states(tmp_path):
