@@ -30,6 +30,15 @@ _LINEAR = {
 _EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 _SSM = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
 _GEMMA = {**_SIZE, "head_dim": 8, "query_pre_attn_scalar": 8}
+_SHARING = {
+    **_SIZE,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+}
 
 #: Layers of which at least one is recurrent.
 RECURRENT = {
@@ -133,6 +142,11 @@ OTHERS = {
     "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(
         hf.Qwen3MoeConfig(**_SIZE, **_EXPERTS, head_dim=8, decoder_sparse_step=1)
     ),
+    # Two hidden states a token, and two layers that take keys and values of those below.
+    "gemma3n": lambda: hf.Gemma3nForCausalLM(
+        hf.Gemma3nTextConfig(**_SHARING, laurel_rank=4, altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 4)
+    ),
+    "gemma4": lambda: hf.Gemma4ForCausalLM(hf.Gemma4TextConfig(**_SHARING)),
     "bidirectional": lambda: hf.Gemma3ForCausalLM(
         hf.Gemma3TextConfig(**_GEMMA, sliding_window=64, use_bidirectional_attention=True)
     ),

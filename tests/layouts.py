@@ -1,5 +1,6 @@
 """Random branched examples, and the losses and gradients of their batch in one layout or the other."""
 
+import contextlib
 import random
 
 import torch
@@ -45,8 +46,10 @@ def losses_by_kind(model, batch: dict) -> torch.Tensor:
     return sum_by_kind(-output.log_probs * batch["branch_weights"], batch["branch_kinds"], len(KINDS))
 
 
-def gradients(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+def gradients(model, batch, forward=contextlib.nullcontext) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and the gradient of their sum; the forward runs in a block of `forward()`."""
     model.zero_grad()
-    sums = losses_by_kind(model, batch)
+    with forward():
+        sums = losses_by_kind(model, batch)
     sums.sum().backward()
     return sums.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

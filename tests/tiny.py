@@ -62,7 +62,7 @@ def tiny_model(architecture: str = "qwen2", vocab_size: int = VOCAB_SIZE, seed: 
     common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None, **config}
     match architecture:
         case "qwen2":
-            model = Qwen2ForCausalLM(Qwen2Config(**_SIZE, num_hidden_layers=2, **common))
+            model = Qwen2ForCausalLM(Qwen2Config(**{**_SIZE, "num_hidden_layers": 2, **common}))
         case "mistral":
             model = MistralForCausalLM(MistralConfig(**_SIZE, num_hidden_layers=2, **common))
         case "gemma2":

@@ -209,6 +209,24 @@ def test_a_teacher_must_be_there_and_speak_the_students_tokens(check, recipe, fo
     assert status == 2 and "none of the first 10 documents has the 5008 tokens" in messages(found)
 
 
+def test_the_output_of_frozen_layers_is_planned_where_it_is_kept(check, recipe, folder, monkeypatch):
+    frozen = {"trainable_modules": ["model.layers.1", "model.norm"], "num_train_epochs": 2}
+
+    def kept(**changes):
+        status, found = check(recipe(**dad(folder, **changes)))
+        assert status == 0, messages(found)
+        return found["plan"]["disk_bytes"].get("frozen layers' output"), found
+
+    size, found = kept(**frozen)
+    rows, rolled_out = found["plan"]["data"]["rows"], sum(phase["rollout_tokens"] for phase in found["plan"]["phases"])
+    assert size == (rows * (32 + 8) + rolled_out) * 32 * 4
+    for changes in ({}, {**frozen, "cache_trunk": False}, {**frozen, "num_iterations": 1, "num_train_epochs": 1}):
+        assert kept(**changes)[0] is None
+    monkeypatch.setattr("trl_exbias.planning.look.free_bytes", lambda folder: 2 * size - 1)
+    size, found = kept(**frozen)
+    assert size is None and "every step will run the frozen layers: their output would take" in str(found["warnings"])
+
+
 @pytest.mark.parametrize("name", ["mamba", "qwen3_5"])
 def test_a_recurrent_model_is_planned_with_rows_of_their_own(check, recipe, tmp_path, name):
     """Its branches cannot share a context, and it may have no attention whose memory could be counted."""

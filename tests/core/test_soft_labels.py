@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from trl_exbias.core.branches import Branch, concatenate
-from trl_exbias.core.soft_labels import SoftLabelCache, soft_label_key
+from trl_exbias.core.soft_labels import soft_label_key
+from trl_exbias.core.tensor_cache import TensorCache
 
 
 def entries():
@@ -16,9 +17,9 @@ def entries():
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    cache, written = SoftLabelCache(tmp_path / "new"), entries()
+    cache, written = TensorCache(tmp_path / "new", "soft labels"), entries()
     cache.add(written)
-    for reader in (cache, SoftLabelCache(tmp_path / "new"), pickle.loads(pickle.dumps(cache))):
+    for reader in (cache, TensorCache(tmp_path / "new", "soft labels"), pickle.loads(pickle.dumps(cache))):
         for key, tensors in written.items():
             assert key in reader
             found = reader.get(key)
@@ -27,23 +28,23 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_half_precision_is_kept(tmp_path):
-    cache = SoftLabelCache(tmp_path)
+    cache = TensorCache(tmp_path, "soft labels")
     cache.add({b"a" * 16: {"hidden": torch.ones(2, 3, dtype=torch.bfloat16)}})
     assert cache.get(b"a" * 16)["hidden"].dtype == torch.bfloat16
 
 
 def test_a_truncated_shard_is_removed_and_said_so(tmp_path, caplog):
-    cache = SoftLabelCache(tmp_path)
+    cache = TensorCache(tmp_path, "soft labels")
     cache.add(entries())
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-20])
-    again = SoftLabelCache(tmp_path)
+    again = TensorCache(tmp_path, "soft labels")
     assert not any(key in again for key in entries())
     assert "cannot be read" in caplog.text and not path.exists()
 
 
 def test_shards_of_other_processes_are_found(tmp_path):
-    mine, theirs = SoftLabelCache(tmp_path), SoftLabelCache(tmp_path)
+    mine, theirs = TensorCache(tmp_path, "soft labels"), TensorCache(tmp_path, "soft labels")
     theirs.add(entries())
     assert bytes(16) not in mine
     mine.refresh()

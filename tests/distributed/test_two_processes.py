@@ -3,7 +3,7 @@
 import pytest
 
 from ..marks import needs_bitsandbytes, needs_deepspeed, needs_vllm
-from .runs import check_engine, check_equal, run
+from .runs import check_engine, check_equal, run, tokens
 
 
 ON_THE_FLY = "dad-dagger-on-the-fly"
@@ -41,3 +41,18 @@ def test_one_process_or_two(method, engine, single, tmp_path):
     assert two.record["teacher_sharded"] == (method == ON_THE_FLY and engine in ("zero3", "fsdp2"))
     # A product with 4-bit weights rounds by the shape of the batch, and Adam takes steps of one size whatever the gradient's.
     check_equal(single(method), two, tolerance=1e-2 if method.endswith("qlora") else 1e-4)
+
+
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow])])
+def test_frozen_layers_are_run_once_by_two_processes(engine, tmp_path):
+    """Each runs them over rows of its own and trains on all; where the model is spread over them, in every step."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = run("dad-dagger-frozen", tmp_path / "one", 1, cache_trunk=False)
+    two = run("dad-dagger-frozen", tmp_path / "two", 2, engine)
+    check_engine(two, engine)
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    assert (two.weights - one.weights).norm() < 1e-4 * one.weights.norm()
+    assert tokens(two.rollouts) == tokens(one.rollouts)
+    assert one.record["layer_calls"] > 0 and (two.record["layer_calls"] > 0) == (engine == "zero3")
+    assert len([*two.folder.glob("trunk-states/*/shard-*")]) == (0 if engine == "zero3" else 4)

@@ -50,6 +50,11 @@ METHODS = {
     "spin": (SPINTrainer, SPINConfig, {"max_new_tokens": 12, "num_train_epochs": 2}),
     "scheduled-sampling": (ScheduledSamplingTrainer, ScheduledSamplingConfig, {"beta": 0.3}),
     "dad-dagger": (DaDDaggerTrainer, DaDDaggerConfig, DAD),
+    "dad-dagger-frozen": (
+        DaDDaggerTrainer,
+        DaDDaggerConfig,
+        DAD | {"trainable_modules": ["model.layers.1", "model.norm"]},
+    ),
     "dad-dagger-on-the-fly": (DaDDaggerTrainer, DaDDaggerConfig, DAD | {"cache_teacher": False}),
 }
 LORA, QLORA = "-lora", "-qlora"
@@ -144,7 +149,7 @@ class Watch(TrainerCallback):
         return inputs
 
     def _count(self, layer, inputs) -> None:
-        self.layer_calls += layer.training
+        self.layer_calls += layer.training and torch.is_grad_enabled()  # in a trial there is no gradient
 
     def on_step_end(self, args, state, control, **kwargs):
         teacher = getattr(self.done, "_resident_teacher", None)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 TRAINING = "training dataset"
 
 # Columns by which rows carry what belongs to training: a data set's own would be taken for it.
-_OURS = ("branches", "soft_labels", ROW, *OWN_COLUMNS)
+_OURS = ("branches", "soft_labels", "trunk_states", ROW, *OWN_COLUMNS)
 # Columns that TRL reads as what tokenising made of a row.
 _OF_TOKENS = ("labels", "completion_mask", "assistant_masks", "seq_lengths")
 

@@ -16,8 +16,9 @@ The contexts of gold and of the rollouts may differ (see `prompts`). They share 
 begins with the rest of its own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -117,9 +118,31 @@ class BranchedExample:
             prompt_ids[shared:],
         )
 
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "BranchedExample":
+        """The example of a row of [`~trl_exbias.core.joint_dataset.JointDataset`]."""
+        branches = [Branch(**fields) for fields in row["branches"]]
+        return cls.from_row(row["input_ids"], row["labels"], row[CONTEXT_LENGTH], branches, row.get(PROMPT))
+
     def is_trained(self, branch: Branch) -> bool:
         """Whether there is anything of a branch besides the shared context: a gold response may have been cut off."""
         return bool(branch.input_ids) or (branch.kind == GOLD and bool(self.gold_rest[0]))
+
+    def rows(self) -> Iterator[tuple[list[int], int]]:
+        """
+        The tokens that are read of each branch, gold's first, and how many of them gold's row begins with and other branches'
+        rows do not have of their own: of a shared row, these are its segments, one after the other.
+        """
+        own_from = max(0, len(self.context_ids) - 1)
+        for branch in self.branches:
+            if branch.kind == GOLD or self.is_trained(branch):
+                rest, _ = self.rest_of_context(branch)
+                yield [*self.context_ids, *rest, *branch.input_ids][:-1], 0 if branch.kind == GOLD else own_from
+
+    @property
+    def num_states(self) -> int:
+        """Positions that are read, the context's once."""
+        return sum(len(tokens) - begin for tokens, begin in self.rows())
 
     def rest_of_context(self, branch: Branch) -> tuple[Sequence[int], Sequence[int]]:
         """Tokens and labels between the shared context and a branch."""

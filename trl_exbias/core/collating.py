@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 
-from .branches import CONTEXT_LENGTH, GOLD, OWN_COLUMNS, PROMPT, ROW, Branch, BranchedExample, concatenate
+from .branches import GOLD, OWN_COLUMNS, ROW, BranchedExample, concatenate
 from .packing import pack
 
 
@@ -36,11 +37,16 @@ class BranchCollator:
             mask the model makes by itself.
         pad_to_multiple_of (`int`, *optional*):
             As in TRL's collator.
+        with_states (`bool`, *optional*, defaults to `False`):
+            Whether rows bring `trunk_states`, the output of [`~trl_exbias.core.frozen_trunk.FrozenTrunk`] for their segments
+            (see [`~trl_exbias.core.joint_dataset.segments`]).
 
     Returns a dictionary of tensors of shape `(rows, length)`: `input_ids`, `shift_labels` (the target of each
     position), `branch_kinds` (index in `kinds`, -1 where there is no target), `branch_weights`, `num_tokens` (a
     scalar), `example_ids` (which example of the batch a position belongs to, -1 padding), and either `position_ids` and
-    `segment_ids` (0 context, 1.. branches, -1 padding), or `attention_mask`, or `position_ids` alone where all is one row. Where rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch.
+    `segment_ids` (0 context, 1.. branches, -1 padding), or `attention_mask`, or `position_ids` alone where all is one row. Where
+    rows bring `soft_labels`, theirs too: tensors over the targets, in the order of the batch. Where they bring `trunk_states`,
+    those of all rows as one tensor, and `state_ids`: which of them each position has.
     """
 
     base: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -52,27 +58,21 @@ class BranchCollator:
     break_even: float = 3000.0
     window: int | None = None
     pad_to_multiple_of: int | None = None
+    with_states: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if "branches" not in features[0]:
             own = (ROW, *OWN_COLUMNS)
             batch = self.base([{k: v for k, v in row.items() if k not in own} for row in features])
             return self._with_rows(batch, features)
-        examples = [
-            BranchedExample.from_row(
-                row["input_ids"],
-                row["labels"],
-                row[CONTEXT_LENGTH],
-                [Branch(**b) for b in row["branches"]],
-                row.get(PROMPT),
-            )
-            for row in features
-        ]
+        examples = [BranchedExample.of(row) for row in features]
         arranged = self.arrange(examples)
         batch = self.collate(examples, arranged)
         if "soft_labels" in features[0]:
             # Labelled positions come in the order of the rows: example by example, branch by branch.
             batch["soft_labels"] = concatenate(features[i]["soft_labels"] for row in arranged for i in row)
+        if self.with_states:
+            batch["trunk_states"] = torch.cat([row["trunk_states"] for row in features])
         return self._with_rows(batch, features)
 
     @staticmethod
@@ -100,12 +100,14 @@ class BranchCollator:
             arranged (`list[list[int]]`, *optional*): Which of them share a row. Default: what [`arrange`] says.
         """
         shared = self._shares(examples)
+        before = [0, *accumulate(example.num_states if self.with_states else 0 for example in examples)]
         rows: list[dict[str, list]] = []
         for places in self.arrange(examples) if arranged is None else arranged:
             parts = []
             for place in places:
                 for part in (self._shared if shared else self._separate)(examples[place]):
                     part["example_ids"] = [place] * len(part["input_ids"])
+                    part["state_ids"] = [before[place] + state for state in part["state_ids"]]
                     parts.append(part)
             rows += [_joined(parts)] if shared else parts
         one_row = self.one_row and not shared
@@ -131,6 +133,8 @@ class BranchCollator:
             "branch_kinds": -1,
             "branch_weights": 0.0,
             "example_ids": -1,
+            # Any state: nothing looks at padding, but what is computed of it has to be finite.
+            **({"state_ids": 0} if self.with_states else {}),
         }
 
     def _shared(self, example: BranchedExample) -> list[dict[str, list]]:
@@ -154,11 +158,12 @@ class BranchCollator:
             part["segment_ids"] = [segment] * length
             for name, values in part.items():
                 row[name] += values
+        row["state_ids"] = list(range(len(row["input_ids"])))
         return [row]
 
     def _separate(self, example: BranchedExample) -> list[dict[str, list]]:
-        context = example.context_ids
-        rows = []
+        context, rows = example.context_ids, []
+        begin = known = max(0, len(context) - 1)
         for branch in example.branches:
             if not branch.input_ids and branch.kind != GOLD:
                 continue
@@ -172,6 +177,9 @@ class BranchCollator:
                 len(context) + len(rest),
             )
             row["attention_mask"] = [1] * len(row["input_ids"])
+            own = len(row["input_ids"]) - begin
+            row["state_ids"] = [*range(begin), *range(known, known + own)]
+            known += own
             rows.append(row)
         return rows
 

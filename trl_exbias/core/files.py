@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -11,6 +12,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module or nothing
+
+
+#: Of the free disk, what may be filled with what could be computed again: the rest is for checkpoints.
+SHARE_OF_DISK = 0.5
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -44,6 +49,17 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def existing_parent(folder: str | Path) -> Path:
+    """The folder itself or the nearest above it that exists."""
+    path = Path(folder).expanduser().absolute()
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Of the disk that a folder is on, or will be."""
+    return shutil.disk_usage(existing_parent(folder)).free
 
 
 def lock(file: IO) -> bool:

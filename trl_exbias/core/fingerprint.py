@@ -24,10 +24,14 @@ def weights_fingerprint(model: nn.Module, trainable_only: bool = True) -> str:
     """
     # What FSDP2 holds whole for a while may be a half-precision copy.
     reshard(model)
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted((plain_name(name), parameter) for name, parameter in model.named_parameters()):
-        if parameter.requires_grad or not trainable_only:
-            digest.update(f"{name}:{whole_shape(parameter)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
+    return parameters_fingerprint({n: p for n, p in model.named_parameters() if p.requires_grad or not trainable_only})
+
+
+def parameters_fingerprint(parameters: dict[str, torch.Tensor], settings: str = "") -> str:
+    """Identity of some parameters by name, and of the settings that are read along with them: see [`weights_fingerprint`]."""
+    digest = hashlib.blake2b(settings.encode(), digest_size=16)
+    for name, parameter in sorted((plain_name(name), parameter) for name, parameter in parameters.items()):
+        digest.update(f"{name}:{whole_shape(parameter)}:{parameter.dtype}:{_bit_sum(parameter)}".encode())
     return digest.hexdigest()
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, Branch, concatenate
-from .soft_labels import SoftLabelCache, soft_label_key
+from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, Branch, BranchedExample, concatenate
+from .soft_labels import soft_label_key
+from .tensor_cache import TensorCache, content_key
 
 
 _GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH, PROMPT]
@@ -26,9 +27,14 @@ class JointDataset(torch.utils.data.Dataset):
             Branches of one or more iterations, as [`~trl_exbias.run.rollout_store.RolloutStore.read`] returns them.
         rows (`list[int]`, *optional*):
             Rows of `gold` to keep, in order. Default: all.
-        soft_labels ([`SoftLabelCache`], *optional*):
+        soft_labels ([`TensorCache`], *optional*):
             Where every branch has a teacher's labels; those of a row are added under `soft_labels`, in the order of its
             branches, gold first.
+
+    Attributes:
+        trunk_states ([`TensorCache`], *optional*):
+            Where every segment (see [`segments`]) has the output of the model's frozen layers; a row's are added under
+            `trunk_states`, one after the other.
     """
 
     def __init__(
@@ -36,12 +42,13 @@ class JointDataset(torch.utils.data.Dataset):
         gold: Dataset,
         rollouts: list[Dataset],
         rows: list[int] | None = None,
-        soft_labels: SoftLabelCache | None = None,
+        soft_labels: TensorCache | None = None,
     ):
         self.gold = gold.select_columns([name for name in _GOLD_COLUMNS if name in gold.column_names])
         self.rows = list(range(len(gold))) if rows is None else rows
         self.rollouts = [part.select_columns(_BRANCH_COLUMNS) for part in rollouts]
         self.soft_labels = soft_labels
+        self.trunk_states: TensorCache | None = None
         self._places = [_places_by_example(part) for part in rollouts]
 
     def __len__(self) -> int:
@@ -54,6 +61,9 @@ class JointDataset(torch.utils.data.Dataset):
             row["soft_labels"] = concatenate(
                 self.soft_labels.get(soft_label_key(context_ids, branch)) for context_ids, branch in labelled(row)
             )
+        if self.trunk_states is not None:
+            keys = [segment_key(tokens, begin) for tokens, begin in segments(row)]
+            row["trunk_states"] = torch.cat([self.trunk_states.get(key)["states"] for key in keys])
         return row
 
     def _branches(self, row: int) -> list[dict[str, Any]]:
@@ -72,6 +82,16 @@ def labelled(row: dict[str, Any]) -> Iterator[tuple[list[int], Branch]]:
     for branch in (gold, *(Branch(**fields) for fields in row["branches"])):
         if any(label != -100 for label in branch.labels):
             yield context if prompt is None or branch.kind == GOLD else prompt, branch
+
+
+def segments(row: dict[str, Any]) -> Iterator[tuple[list[int], int]]:
+    """Of a joint row, the tokens that are read of each branch, and from which one on they are its own; see [`BranchedExample`]."""
+    return BranchedExample.of(row).rows()
+
+
+def segment_key(tokens: list[int], begin: int) -> bytes:
+    """The address of what a model makes of a segment."""
+    return content_key([begin], tokens)
 
 
 def _places_by_example(rollouts: Dataset) -> dict[int, list[int]]:

@@ -107,7 +107,7 @@ def check_shared_context(model: torch.nn.Module, packed: bool = False, windowed:
         return f"`attn_implementation={implementation!r}` takes no mask of ours ('sdpa' does)"
     if windowed and has_own_windows(base.config):
         return f"{type(base).__name__} makes its windows by itself"
-    examples = _trial_examples(LMHead(model).vocab_size)[: 2 if packed else 1]
+    examples = trial_examples(LMHead(model).vocab_size)[: 2 if packed else 1]
     collator = BranchCollator(lambda rows: {}, (GOLD, "other"), pad_token_id=0)
     shared = _on_device(collator.collate(examples, [list(range(len(examples)))]), model)
     collator.shared = False
@@ -140,7 +140,7 @@ def _read(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return read_backbone(model, **inputs, use_cache=False).last_hidden_state
 
 
-def _trial_examples(vocab_size: int) -> list[BranchedExample]:
+def trial_examples(vocab_size: int) -> list[BranchedExample]:
     """Two contexts of four tokens, with a gold branch of two and another of three each."""
     tokens = torch.randint(vocab_size, (2, 9), generator=torch.Generator().manual_seed(0)).tolist()
     return [

@@ -202,7 +202,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         super()._set_signature_columns_if_needed()
         if self.args.is_plain_sft:
             return
-        for column in (*OWN_COLUMNS, ROW, "branches", "soft_labels"):
+        for column in (*OWN_COLUMNS, ROW, "branches", "soft_labels", "trunk_states"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import Trainer
 from trl import SFTTrainer
 
@@ -19,6 +20,7 @@ from ..core.model_check import complete_fused_head
 from ..core.modeling import base_causal_lm, uses_flash_attention, without_attention_plans
 from ..core.packed_rows import EXAMPLE_LENGTHS, PackedRowCollator, check_packed_rows
 from ..core.packing import break_even_of
+from ..core.scored import handing_on, score_labels, scores_all
 from ..core.spans import attention_window
 from ..core.upstream import note_commit
 from .finite import check_loss
@@ -203,14 +205,22 @@ class JointSFTTrainer(SFTTrainer):
         self._joint_sums.add(loss_sums, label_counts, num_tokens, (kinds >= 0).sum(), sums)
         return loss
 
-    def _plain_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *how: Any) -> Any:
+    def _plain_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Any) -> Any:
         """TRL's loss of rows without branches, and how much of them is padding."""
+        if not isinstance(self.data_collator, BranchCollator):
+            return super().compute_loss(model, inputs, return_outputs, num_items)
         lengths, tokens_before = inputs.pop(EXAMPLE_LENGTHS, None), self._total_train_tokens
-        result = super().compute_loss(model, inputs, *how)
-        if self.model.training and isinstance(self.data_collator, BranchCollator):
+        num_tokens = inputs["attention_mask"].sum() if lengths is None else lengths.sum()
+        with contextlib.ExitStack() as stack:
+            if not return_outputs and scores_all(inputs["labels"], self.args.torch_compile):
+                targets = F.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
+                scored = targets != -100
+                stack.enter_context(handing_on(self.model, scored))
+                inputs["shift_labels"] = targets[scored].unsqueeze(0)
+            result = super().compute_loss(model, inputs, return_outputs, num_items)
+        if self.model.training:
             # Of examples that share a row TRL counts the tokens of one row alone; ours are counted when they are logged.
             self._total_train_tokens = tokens_before
-            num_tokens = inputs["attention_mask"].sum() if lengths is None else lengths.sum()
             slots = torch.full_like(num_tokens, inputs["input_ids"].numel())
             none = num_tokens.new_empty(0)
             self._row_sums.add(
@@ -238,7 +248,7 @@ class JointSFTTrainer(SFTTrainer):
             The loss, the summed losses of each kind, and by metric name scalar sums over all labels, or tensors of shape
             `(2,)`: a sum and what it is divided by.
         """
-        outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
+        outputs = score_labels(model, self.model, lay_out(inputs, self.model), self.args.torch_compile)
         token_losses = -outputs.log_probs
         if self.args.loss_type == "dft":
             token_losses = token_losses * outputs.log_probs.exp().detach()

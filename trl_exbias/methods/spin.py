@@ -12,6 +12,7 @@ from ..core.data import Example
 from ..core.layout import lay_out
 from ..core.likelihood import label_nll
 from ..core.losses import LossTerm, joint_loss, sum_by_kind
+from ..core.scored import score_labels
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from ..rollouts.counting import LABEL_LENGTH
@@ -137,7 +138,7 @@ class SPINTrainer(IterativeSFTTrainer):
         inputs = dict(inputs)
         pairs, in_response = inputs["example_ids"], inputs.pop("in_response")
         reference = inputs.pop("reference_ratios")
-        outputs = model(**lay_out(inputs, self.model), use_cache=False, fused_lm_head=True)
+        outputs = score_labels(model, self.model, lay_out(inputs, self.model), self.args.torch_compile)
         nll = -outputs.log_probs.float()
         # Targets inside a context are no part of a response.
         signs = torch.where(kinds == self.kinds.index(GOLD), 1.0, -1.0) * (in_response & (kinds >= 0))

@@ -1,10 +1,9 @@
 """What a run writes: checkpoints, the model, rollouts, the teacher's labels; and whether there is room for it."""
 
 import os
-import shutil
-from pathlib import Path
 from typing import Any
 
+from ..core.files import existing_parent
 from ..loop.plan import RunPlan
 from .memory import precision
 from .model import ModelFacts
@@ -17,12 +16,6 @@ _ROLLOUT_BYTES = 8  # a token and its label, before parquet compresses them: at 
 _TOP_K_BYTES = 8  # an id and a log-probability
 
 
-def existing_parent(folder: str) -> Path:
-    """The folder itself or the nearest above it that exists."""
-    path = Path(folder).expanduser().absolute()
-    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
-
-
 def write_problem(folder: str) -> str | None:
     """Why nothing could be written to `folder`; `None` where it could."""
     parent = existing_parent(folder)
@@ -31,10 +24,6 @@ def write_problem(folder: str) -> str | None:
     if not os.access(parent, os.W_OK | os.X_OK):
         return f"`output_dir: {folder}` cannot be written to: no permission in {parent}."
     return None
-
-
-def free_bytes(folder: str) -> int:
-    return shutil.disk_usage(existing_parent(folder)).free
 
 
 def saved_model_bytes(facts: ModelFacts, placement: Placement, is_adapter: bool) -> int:
@@ -86,3 +75,9 @@ def soft_label_bytes(positions: int, teacher: ModelFacts, top_k: int | None) -> 
     if top_k is None:
         return positions * teacher.hidden_size * teacher.head_dtype.itemsize
     return positions * (_TOP_K_BYTES * top_k + 4)
+
+
+def trunk_bytes(phases: list[PlannedPhase], row_tokens: float, state_bytes: int) -> int:
+    """Of the frozen layers' output: of every row once, and of every rollout."""
+    rows = max(phase.rows or 0 for phase in phases)
+    return state_bytes * round(rows * row_tokens + sum(phase.rollout_tokens or 0 for phase in phases))

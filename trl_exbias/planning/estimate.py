@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from ..core.frozen_trunk import find_trunk
+from ..core.modeling import base_causal_lm
 from ..settings.findings import Findings
 from .activations import Activations, count_activations
 from .lm_head import HeadMemory, distillation_head, fused_head
@@ -40,11 +42,13 @@ class Estimate:
         facts ([`ModelFacts`]): Of the model.
         teacher ([`ModelFacts`], *optional*): Of the teacher.
         phases (`list[PhaseMemory]`): In the order in which they come; empty where the batches' shapes are not known.
+        state_bytes (`int`): That are kept of each token where frozen layers are run once; 0 where they are run in every step.
     """
 
     facts: ModelFacts
     teacher: ModelFacts | None
     phases: list[PhaseMemory]
+    state_bytes: int = 0
 
     @property
     def peak(self) -> PhaseMemory:
@@ -121,7 +125,18 @@ def estimate(
             continue
         memory += planner.around(phase, layout)
         memory.append(PhaseMemory(phase.name, peak(planner.training(phase, layout, counted))))
-    return Estimate(facts, teacher, memory)
+    return Estimate(facts, teacher, memory, _state_bytes(model, args, placement))
+
+
+def _state_bytes(model: torch.nn.Module, args: Any, placement: Placement) -> int:
+    trunk = find_trunk(model) if getattr(args, "cache_trunk", False) and placement.shards_weights == 1 else None
+    if trunk is None:
+        return 0
+    embeddings = base_causal_lm(model).get_input_embeddings().weight
+    drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in trunk.layers[0].modules())
+    if embeddings.requires_grad or drops:
+        return 0
+    return base_causal_lm(model).config.get_text_config().hidden_size * embeddings.dtype.itemsize
 
 
 @dataclass
@@ -171,21 +186,21 @@ class _Planner:
             self.facts,
             self.placement,
             activations,
-            self._head(layout, teacher is not None),
+            self._head(layout, teacher is not None, phase.iteration > 0),
             self.args.gradient_checkpointing,
             self.args.gradient_accumulation_steps > 1,
             0 if teacher is None else self._teacher_bytes(teacher),
         )
 
-    def _head(self, layout: Layout, distils: bool) -> HeadMemory:
-        # On a CPU, TRL scores every position.
+    def _head(self, layout: Layout, distils: bool, is_joint: bool) -> HeadMemory:
         on_cpu = self.placement.cpu
         facts = self.facts
         head_dtype = self.computes_in if casts_model(self.placement) else facts.head_dtype
         shape = (facts.vocab_size, facts.hidden_size, head_dtype, self.computes_in, facts.head_trained)
         if distils:
             return distillation_head(layout.scored, *shape, self.args.kd_temperature != 1, facts.softcap, on_cpu)
-        positions = layout.rows * layout.length if on_cpu else layout.scored
+        # On a CPU, TRL scores every position in SFT.
+        positions = layout.scored if is_joint or not on_cpu else layout.rows * layout.length
         return fused_head(positions, *shape, facts.softcap, on_cpu)
 
     def _teacher_bytes(self, teacher: ModelFacts) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..chat.data_checks import TRAINING, evaluation_name, readable
+from ..core.files import SHARE_OF_DISK, free_bytes
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
 from . import checks, disk
@@ -234,8 +235,18 @@ def _plan_disk(
         branches = 1 + sum(phase.rollout_rows != 0 for phase in phases)
         positions = round(planned.data["rows"] * lengths.mean_response * branches)
         sizes["soft labels"] = disk.soft_label_bytes(positions, teacher, args.teacher_top_k)
+    planned.free_disk = free_bytes(args.output_dir)
+    if found.state_bytes and lengths is not None and sum(phase.epochs for phase in phases if phase.iteration) > 1:
+        size = disk.trunk_bytes(phases, lengths.mean_context + lengths.mean_response, found.state_bytes)
+        if size <= SHARE_OF_DISK * planned.free_disk:
+            sizes["frozen layers' output"] = size
+        else:
+            findings.warn(
+                "disk",
+                f"every step will run the frozen layers: their output would take {size / GIB:.1f} GiB, and at most half of the "
+                f"{planned.free_disk / GIB:.1f} that are free at `output_dir: {args.output_dir}` is used.",
+            )
     planned.disk = {name: size for name, size in sizes.items() if size}
-    planned.free_disk = disk.free_bytes(args.output_dir)
     total = sum(planned.disk.values())
     if total > planned.free_disk:
         findings.warn(

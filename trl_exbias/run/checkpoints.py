@@ -47,6 +47,7 @@ _FREE = (
     "soft_label_dir",
     "teacher_model_init_kwargs",
     "cache_teacher",
+    "cache_trunk",
 )
 
 

@@ -27,6 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 ROLLOUTS = "rollouts"
 ITERATION_BEST = "iteration-best"
 SOFT_LABELS = "soft-labels"
+TRUNK_STATES = "trunk-states"
 SERVED_POLICY = "served-policy"  # there during a rollout phase with vLLM
 VLLM_LOG = "vllm-{rank}.log"
 _PACKAGES = (
@@ -88,7 +89,7 @@ def run_moment(output_dir: str, overwrite: bool) -> datetime:
 def _traces(output_dir: str) -> list[Path]:
     """What runs leave in a folder."""
     folder = Path(output_dir)
-    names = (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, SERVED_POLICY)
+    names = (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, TRUNK_STATES, SERVED_POLICY)
     found = [*(folder / name for name in names), *sorted(folder.glob("checkpoint-*"))]
     return [path for path in [*found, *sorted(folder.glob(VLLM_LOG.format(rank="*")))] if path.exists()]
 

@@ -173,7 +173,7 @@ def test_no_token_is_scored_twice(tmp_path):
 def test_labels_on_disk_are_the_same_in_many_shards_and_all_are_counted(tmp_path, monkeypatch):
     """Long rows come in small shards, whose labels fit into memory; the count is of the tokens that the teacher read."""
     whole = run(tmp_path / "whole", num_iterations=2)
-    monkeypatch.setattr("trl_exbias.methods.dad_dagger.soft_label_phase._SHARD_LABELS", 3 * T + 1)
+    monkeypatch.setattr("trl_exbias.methods.dad_dagger.filling._SHARD_POSITIONS", 3 * T + 1)
     parts = run(tmp_path / "parts", num_iterations=2)
     written = [len([*(tmp_path / name).glob("soft-labels/*/shard-*")]) for name in ("whole", "parts")]
     # Gold rows have T labels, rollouts T - 1: in 13, there is room for three of the ones and for four of the others.

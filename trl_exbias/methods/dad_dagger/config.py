@@ -82,6 +82,14 @@ class DaDDaggerConfig(IterativeSFTConfig):
         },
     )
 
+    cache_trunk: bool = field(
+        default=True,
+        metadata={
+            "help": "Where the lower layers are frozen (`trainable_modules`, or an adapter of upper layers), run them over each "
+            "branch once and keep their output on disk; else run them in every step."
+        },
+    )
+
     _VALID_DICT_FIELDS = [*IterativeSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
     def problems(self) -> list[str]:

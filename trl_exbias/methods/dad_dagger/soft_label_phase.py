@@ -1,38 +1,20 @@
 """Works out the teacher's labels of the branches that have none on disk yet, between two phases of training."""
 
-import itertools
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ...core.branches import Branch
 from ...core.joint_dataset import JointDataset, labelled
-from ...core.soft_labels import SHARDS, SoftLabelCache, soft_label_key
-from ...run.preemption import Preemption
-from ...run.processes import Processes
+from ...core.soft_labels import soft_label_key
+from ...core.tensor_cache import TensorCache
+from .filling import Filler, Piece, Pieces
 from .teacher import Teacher, teacher_labels
-
-
-logger = logging.getLogger(__name__)
-
-# Of a shard, which is held in memory until it is written: branches, and positions with a label (1 GiB of a 7B's states).
-_SHARD_ROWS, _SHARD_LABELS = 2048, 65536
-
-
-class _Place(NamedTuple):
-    """A branch that has no labels yet: where it is, not its tokens, which may not fit into memory all at once."""
-
-    key: bytes
-    tokens: int
-    labels: int
-    row: int
-    number: int
 
 
 @dataclass(frozen=True)
@@ -70,116 +52,52 @@ class SoftLabelPhase:
         labelling ([`Labelling`]): Whose labels, and how.
         folder (`Path`): Where they are kept, each teacher's in a folder of its own.
         log (`Callable`): Takes metrics.
-        leave (`Callable`): Ends a run that was told to go, saying what is kept.
-        is_shown (`bool`): Whether there are progress bars.
+        filler ([`Filler`]): Shares the work.
     """
 
-    def __init__(
-        self,
-        labelling: Labelling,
-        folder: Path,
-        log: Callable[[dict[str, float]], None],
-        leave: Callable[[str], None],
-        is_shown: bool,
-    ):
-        self.labelling, self.folder, self.log, self.leave, self.is_shown = labelling, folder, log, leave, is_shown
-        self.processes: Processes
-        self.preemption: Preemption
-        self._cache: SoftLabelCache | None = None
+    def __init__(self, labelling: Labelling, folder: Path, log: Callable[[dict[str, float]], None], filler: Filler):
+        self.labelling, self.folder, self.log, self.filler = labelling, folder, log, filler
+        self._cache: TensorCache | None = None
 
-    def run(self, data: JointDataset, processes: Processes, preemption: Preemption) -> SoftLabelCache:
+    def run(self, data: JointDataset) -> TensorCache:
         """The cache, once it has the labels of every branch of `data`; the teacher is loaded only if some are missing."""
         started, teacher = time.perf_counter(), self.labelling.teacher
-        self.processes, self.preemption = processes, preemption
         if self._cache is None:
             # Which folder is the teacher's follows from its weights, and its LM head is needed in any case.
             with teacher.loaded() as model:
-                self._cache = SoftLabelCache(self.folder / self.labelling.name)
-                total, missing = self._missing(data)
-                self._score(model, data, missing)
+                self._cache = TensorCache(self.folder / self.labelling.name, "soft labels")
+                missing = self.filler.missing(self._cache, data, _LABELLED)
+                self.filler.fill(self._cache, data, _LABELLED, missing, partial(self._label, model))
         else:
-            total, missing = self._missing(data)
-            if missing:
+            missing = self.filler.missing(self._cache, data, _LABELLED)
+            if missing.places:
                 with teacher.loaded() as model:
-                    self._score(model, data, missing)
+                    self.filler.fill(self._cache, data, _LABELLED, missing, partial(self._label, model))
         seconds = time.perf_counter() - started
-        self.log(
-            {
-                "teacher/scored": len(missing),
-                "teacher/reused": total - len(missing),
-                "teacher/num_tokens": sum(place.tokens for place in missing),
-                "seconds/teacher": seconds,
-            }
+        self.log({"teacher/scored": len(missing.places), **missing.metrics("teacher"), "seconds/teacher": seconds})
+        return self._cache
+
+    def _label(
+        self, model: torch.nn.Module, rows: list[tuple[list[int], Branch]], done: Callable[[int], object]
+    ) -> list[dict[str, torch.Tensor]]:
+        how = self.labelling
+        return teacher_labels(
+            how.teacher,
+            model,
+            rows,
+            how.vocab_size,
+            how.top_k,
+            how.temperature,
+            how.batch_tokens,
+            lambda number, tokens: done(number),
         )
-        return self._cache
-
-    def _missing(self, data: JointDataset) -> tuple[int, list[_Place]]:
-        """How many different branches there are, and those without labels, longest first."""
-        self._take_in_others()
-        self.processes.wait()  # before anyone adds some: the share of each follows from what is missing now
-        seen: set[bytes] = set()
-        missing = []
-        for row in self._bar(range(len(data)), "Looking for teacher's labels", "row"):
-            for number, (context_ids, branch) in enumerate(labelled(data[row])):
-                key = soft_label_key(context_ids, branch)
-                if key not in seen and key not in self._kept:
-                    labels = sum(label != -100 for label in branch.labels)
-                    missing.append(_Place(key, len(context_ids) + len(branch.input_ids), labels, row, number))
-                seen.add(key)
-        missing.sort(key=lambda place: (-place.tokens, place.key))
-        return len(seen), missing
-
-    def _score(self, model: torch.nn.Module, data: JointDataset, missing: Sequence[_Place]) -> None:
-        how, processes = self.labelling, self.processes
-        # Longest first, and dealt out one by one: equal shares of all lengths.
-        mine = missing[processes.index :: processes.count]
-        with self._bar(mine, "Teacher's labels", "branch") as bar:
-            for shard in _shards(mine):
-                if self.preemption.asked:
-                    break
-                labels = teacher_labels(
-                    how.teacher,
-                    model,
-                    [_branch(data, place) for place in shard],
-                    how.vocab_size,
-                    how.top_k,
-                    how.temperature,
-                    how.batch_tokens,
-                    lambda rows, tokens: bar.update(rows),
-                )
-                self._kept.add({place.key: found for place, found in zip(shard, labels, strict=True)})
-        processes.wait()
-        self._take_in_others()
-        if self.preemption.agreed():
-            self.leave("the teacher's labels so far are kept")
-
-    def _bar(self, what: Sequence, title: str, unit: str) -> tqdm:
-        return tqdm(what, desc=title, unit=unit, leave=False, dynamic_ncols=True, disable=not self.is_shown)
-
-    @property
-    def _kept(self) -> SoftLabelCache:
-        assert self._cache is not None
-        return self._cache
-
-    def _take_in_others(self) -> None:
-        """Makes the labels that any process has this one's too."""
-        if not self.processes.share_files:
-            self.processes.hand_over(self._kept.folder, SHARDS)
-        self._kept.refresh()
 
 
-def _shards(places: Sequence[_Place]) -> Iterator[list[_Place]]:
-    shard: list[_Place] = []
-    labels = 0
-    for place in places:
-        if shard and (len(shard) == _SHARD_ROWS or labels + place.labels > _SHARD_LABELS):
-            yield shard
-            shard, labels = [], 0
-        shard.append(place)
-        labels += place.labels
-    if shard:
-        yield shard
+def _pieces(row: dict[str, Any]) -> Iterator[Piece]:
+    for context_ids, branch in labelled(row):
+        labels = sum(label != -100 for label in branch.labels)
+        content = context_ids, branch
+        yield Piece(soft_label_key(*content), content, len(context_ids) + len(branch.input_ids), labels)
 
 
-def _branch(data: JointDataset, place: _Place) -> tuple[list[int], Branch]:
-    return next(itertools.islice(labelled(data[place.row]), place.number, None))
+_LABELLED = Pieces(_pieces, "teacher's labels")

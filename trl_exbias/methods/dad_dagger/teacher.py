@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from ...core.batching import READING_PADDING, run_in_batches
 from ...core.branches import Branch, concatenate
-from ...core.distillation import top_k_of
+from ...core.distillation import DenseTarget, SoftTarget, TopKTarget, top_k_of
 from ...core.errors import UsageError
 from ...core.fingerprint import weights_fingerprint
+from ...core.layout import lay_out
 from ...core.model_check import check_model
-from ...core.modeling import LMHead, inference, model_class, model_device, position_limit
+from ...core.modeling import LMHead, inference, model_class, model_device, position_limit, read_backbone
 from ...core.reading import logit_chunks, read_along
 from ...core.sharding import is_sharded
 from ...core.upstream import adapter_config_file, cached_file
@@ -209,6 +210,34 @@ def teacher_labels(
     with inference(model):
         run_in_batches(run, lengths, max_batch_tokens, READING_PADDING)
     return out
+
+
+def soft_target(
+    teacher: Teacher,
+    model: torch.nn.Module | None,
+    inputs: dict[str, torch.Tensor],
+    scored: torch.Tensor,
+    stored: dict[str, torch.Tensor] | None,
+    vocab_size: int,
+) -> SoftTarget:
+    """
+    The soft labels of a batch.
+
+    Args:
+        model (`nn.Module`, *optional*): The loaded teacher, where nothing is stored.
+        inputs (`dict`): The batch, as [`BranchCollator`] makes it.
+        scored (`torch.Tensor` of shape `(rows, length)`): Positions with a label.
+        stored (`dict`, *optional*): What [`teacher_labels`] found of them.
+        vocab_size (`int`): Tokens that student and teacher have in common.
+    """
+    if stored is None:
+        assert model is not None
+        with torch.no_grad():
+            hidden = read_backbone(model, **lay_out(inputs, model), use_cache=False).last_hidden_state
+        return DenseTarget(hidden[scored.to(hidden.device)], teacher.head, vocab_size)
+    if "hidden" in stored:
+        return DenseTarget(stored["hidden"].to(teacher.head.projection.weight.device), teacher.head, vocab_size)
+    return TopKTarget(**stored, vocab_size=vocab_size)
 
 
 def _check_positions(model: torch.nn.Module, lengths: list[int]) -> None:

@@ -18,11 +18,11 @@ from transformers import (
 
 from ...core.branches import GOLD, Branch
 from ...core.data import Example
-from ...core.distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
+from ...core.distillation import DistillationScores, SoftTarget, distillation_scores
 from ...core.joint_dataset import JointDataset
 from ...core.layout import lay_out
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
-from ...core.modeling import LMHead, backbone, read_backbone
+from ...core.modeling import LMHead, backbone
 from ...core.sharding import gathered, loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
 from ...core.upstream import forward_redirection
@@ -31,13 +31,15 @@ from ...loop.multimodal import load_processing_class, text_tokenizer
 from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
-from ...run.run_directory import SOFT_LABELS
+from ...run.run_directory import SOFT_LABELS, TRUNK_STATES
 from ..plans import DaDDaggerPlan
 from .checks import check_head, check_positions, check_router, check_trainable, config_of, find_teacher
 from .config import DaDDaggerConfig
+from .filling import Filler
 from .soft_label_phase import Labelling, SoftLabelPhase
-from .teacher import Teacher, check_tokenizers, shared_vocab_size
-from .trajectories import cut_documents, cut_responses, report_uncut
+from .teacher import Teacher, check_tokenizers, shared_vocab_size, soft_target
+from .trajectories import cut_documents, cut_responses, report_uncut, tokenize_documents
+from .trunk_phase import TrunkPhase, TrunkUse
 
 
 logger = logging.getLogger(__name__)
@@ -151,6 +153,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         self.shared_vocab = LMHead(self.model).vocab_size
         if self.teacher is not None:
             self._set_up_teacher(self.teacher)
+        self._trunk = self._trunk_phase()
         self._soft_labels = None if self.teacher is None else self._soft_label_phase(self.teacher)
         self._resident_teacher: torch.nn.Module | None = None
         self._forward_redirection = forward_redirection()
@@ -198,7 +201,8 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         # An evaluation set is cut like the training set.
         length, stride = how.args.rollout_length, how.args.stride or how.args.rollout_length
         if how.form == "text" or (how.form == "tokenized" and "labels" not in dataset.column_names):
-            documents = self._tokenize_documents(dataset, how)
+            column = how.args.dataset_text_field if self._formatting_func is None else "text"
+            documents = tokenize_documents(dataset, how.processing_class, column, how.args.dataset_num_proc)
             of = "" if how.is_train else f" of the {how.name}"
             return cut_documents(documents, how.args.context_length, length, stride, of)
         rows = super().prepare_rows(dataset, dataclasses.replace(how, is_train=True))
@@ -206,35 +210,42 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         report_uncut(len(rows), cut, how.name, how.args.max_length)
         return cut
 
-    def _tokenize_documents(self, dataset: Dataset, how: Preparation) -> Dataset:
-        if "input_ids" in dataset.column_names:
-            return dataset.select_columns(["input_ids"])
-        tokenizer, args = how.processing_class, how.args
-        column = args.dataset_text_field if self._formatting_func is None else "text"
-
-        def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
-            # As TRL does with plain text, a document ends with EOS.
-            return {"input_ids": [*tokenizer(row[column])["input_ids"], tokenizer.eos_token_id]}
-
-        return dataset.map(
-            tokenize, remove_columns=dataset.column_names, num_proc=args.dataset_num_proc, desc="Tokenizing documents"
-        )
-
     def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
         data = super().joint_dataset(rollouts, rows)
+        states = None
+        if self.args.cache_trunk:
+            if not self._layout_decided:
+                self._decide_layout()
+            states = self._trunk.run(data, self._trunk_use())
         if self._soft_labels is not None and self.args.cache_teacher:
-            data.soft_labels = self._soft_labels.run(data, self.processes, self.preemption)
+            data.soft_labels = self._soft_labels.run(data)
+        data.trunk_states, self.data_collator.with_states = states, states is not None
         return data
+
+    def _trunk_use(self) -> TrunkUse:
+        args, layout = self.args, self.data_collator
+        rolled_out = (args.num_iterations - 1) * len(self.rows_to_roll_out(2)) * args.rollout_length
+        positions = int(self.sequence_lengths.sum()) + rolled_out
+        in_the_way = "the load-balancing loss reads every layer's router" if self.aux_loss_enabled else None
+        if args.torch_compile:
+            in_the_way = "`torch_compile` has compiled all layers as one"
+        reads = args.num_iterations * args.num_train_epochs
+        return TrunkUse(positions, reads, layout.shared, layout.packed, in_the_way)
+
+    def _trunk_phase(self) -> TrunkPhase:
+        args, folder = self.args, Path(self.args.output_dir) / TRUNK_STATES
+        autocast = self.accelerator.autocast
+        return TrunkPhase(self.model, autocast, args.rollout_batch_tokens, folder, self.log_now, self._filler())
 
     def _soft_label_phase(self, teacher: Teacher) -> SoftLabelPhase:
         args = self.args
-        return SoftLabelPhase(
-            Labelling(teacher, self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens),
-            Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS),
-            self.log_now,
-            self.leave_between_steps,
-            is_shown=not args.disable_tqdm and self.is_local_process_zero(),
-        )
+        how = Labelling(teacher, self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens)
+        folder = Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS)
+        return SoftLabelPhase(how, folder, self.log_now, self._filler())
+
+    def _filler(self) -> Filler:
+        is_shown = not self.args.disable_tqdm and self.is_local_process_zero()
+        return Filler(lambda: self.processes, lambda: self.preemption, self.leave_between_steps, is_shown)
 
     # The teacher
 
@@ -276,12 +287,18 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         weights: torch.Tensor,
         counts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        if self.teacher is None:
-            return super().score_branches(model, inputs, kinds, weights, counts)
         inputs = dict(inputs)
+        with self._trunk.known(inputs):
+            score = super().score_branches if self.teacher is None else self._score_with_teacher
+            return score(model, inputs, kinds, weights, counts)
+
+    def _score_with_teacher(
+        self, model: torch.nn.Module, inputs: dict[str, Any], kinds: torch.Tensor, weights: torch.Tensor, counts: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        assert self.teacher is not None
         labels, stored = inputs.pop("shift_labels"), inputs.pop("soft_labels", None)
         scored = labels != -100
-        target = self._soft_target(inputs, scored, stored)
+        target = soft_target(self.teacher, self._resident_teacher, inputs, scored, stored, self.shared_vocab)
         factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
         alpha = self.args.alpha
         fields = self._forward_redirection(
@@ -329,15 +346,3 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
                 )
         # A tuple: DeepSpeed finds the tensors of nothing else, and would not gather weights for their backward.
         return tuple(vars(scores).values())
-
-    def _soft_target(self, inputs: dict, scored: torch.Tensor, stored: dict | None) -> SoftTarget:
-        assert self.teacher is not None
-        if stored is None:
-            with torch.no_grad():
-                teacher = self._resident_teacher
-                hidden = read_backbone(teacher, **lay_out(inputs, teacher), use_cache=False).last_hidden_state
-            return DenseTarget(hidden[scored.to(hidden.device)], self.teacher.head, self.shared_vocab)
-        if "hidden" in stored:
-            hidden = stored["hidden"].to(self.teacher.head.projection.weight.device)
-            return DenseTarget(hidden, self.teacher.head, self.shared_vocab)
-        return TopKTarget(**stored, vocab_size=self.shared_vocab)

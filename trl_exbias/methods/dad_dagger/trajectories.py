@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
+from transformers import PreTrainedTokenizerBase
 
 from ...core.branches import CONTEXT_LENGTH, OWN_COLUMNS, PROMPT, REFERENCE, REFERENCE_LABELS
 from ...core.errors import UsageError
@@ -13,6 +14,21 @@ from ...core.errors import UsageError
 logger = logging.getLogger(__name__)
 
 DOCUMENT = "document"
+
+
+def tokenize_documents(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, column: str, num_processes: int | None
+) -> Dataset:
+    """Documents as token ids (`input_ids`), each ended with EOS, as TRL ends plain text; those of ids already are as they are."""
+    if "input_ids" in dataset.column_names:
+        return dataset.select_columns(["input_ids"])
+
+    def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
+        return {"input_ids": [*tokenizer(row[column])["input_ids"], tokenizer.eos_token_id]}
+
+    return dataset.map(
+        tokenize, remove_columns=dataset.column_names, num_proc=num_processes, desc="Tokenizing documents"
+    )
 
 
 def cut_documents(documents: Dataset, context_length: int, rollout_length: int, stride: int, of: str = "") -> Dataset:
