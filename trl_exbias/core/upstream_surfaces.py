@@ -55,7 +55,7 @@ SURFACES: tuple[Surface, ...] = (
     Overridden(f"{_SFT}._load_optimizer_and_scheduler", _PLANNED, "checkpoint"),
     Overridden(f"{_SFT}.create_scheduler", _PLANNED, "num_training_steps optimizer"),
     Overridden(f"{_SFT}.get_batch_samples", _JOINT, "epoch_iterator num_batches device"),
-    Overridden(f"{_SFT}.evaluation_loop", _JOINT, "dataloader description prediction_loss_only"),
+    PassedOn(f"{_SFT}.evaluation_loop", _JOINT, "dataloader description prediction_loss_only"),
     # Trainer: what we call
     Called(f"{_SFT}._get_dataloader", _LOOP, "dataset description batch_size sampler_fn is_training"),
     Called(f"{_SFT}._get_output_dir", "loop/saving.py", "trial"),
