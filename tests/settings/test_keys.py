@@ -64,6 +64,7 @@ def test_our_own_options_are_a_frozen_list():
         "aggregate",
         "alpha",
         "cache_teacher",
+        "cache_trunk",
         "context_length",
         "kd_temperature",
         "rollout_length",

@@ -186,21 +186,21 @@ class _Planner:
             self.facts,
             self.placement,
             activations,
-            self._head(layout, teacher is not None, phase.iteration > 0),
+            self._head(layout, teacher is not None),
             self.args.gradient_checkpointing,
             self.args.gradient_accumulation_steps > 1,
             0 if teacher is None else self._teacher_bytes(teacher),
         )
 
-    def _head(self, layout: Layout, distils: bool, is_joint: bool) -> HeadMemory:
+    def _head(self, layout: Layout, distils: bool) -> HeadMemory:
         on_cpu = self.placement.cpu
         facts = self.facts
         head_dtype = self.computes_in if casts_model(self.placement) else facts.head_dtype
         shape = (facts.vocab_size, facts.hidden_size, head_dtype, self.computes_in, facts.head_trained)
         if distils:
             return distillation_head(layout.scored, *shape, self.args.kd_temperature != 1, facts.softcap, on_cpu)
-        # On a CPU, TRL scores every position in SFT.
-        positions = layout.scored if is_joint or not on_cpu else layout.rows * layout.length
+        # On a CPU, TRL scores every position, and where nothing rolls out all is TRL's.
+        positions = layout.rows * layout.length if on_cpu and self.args.is_plain_sft else layout.scored
         return fused_head(positions, *shape, facts.softcap, on_cpu)
 
     def _teacher_bytes(self, teacher: ModelFacts) -> int:
