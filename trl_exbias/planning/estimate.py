@@ -198,7 +198,8 @@ class _Planner:
         head_dtype = self.computes_in if casts_model(self.placement) else facts.head_dtype
         shape = (facts.vocab_size, facts.hidden_size, head_dtype, self.computes_in, facts.head_trained)
         if distils:
-            return distillation_head(layout.scored, *shape, self.args.kd_temperature != 1, facts.softcap, on_cpu)
+            softened = self.args.kd_temperature != 1
+            return distillation_head(layout.scored, *shape, softened, self.args.divergence, facts.softcap, on_cpu)
         # On a CPU, TRL scores every position in SFT.
         positions = layout.scored if is_joint or not on_cpu else layout.rows * layout.length
         return fused_head(positions, *shape, facts.softcap, on_cpu)

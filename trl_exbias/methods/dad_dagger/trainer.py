@@ -299,6 +299,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         labels, stored = inputs.pop("shift_labels"), inputs.pop("soft_labels", None)
         scored = labels != -100
         target = soft_target(self.teacher, self._resident_teacher, inputs, scored, stored, self.shared_vocab)
+        target = self.args.soft_divergence.between(target)
         factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
         alpha = self.args.alpha
         fields = self._forward_redirection(
@@ -315,12 +316,12 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         scores = DistillationScores(*fields)
         losses = torch.zeros(labels.shape, device=scores.nll.device)
         # FSDP2 casts what leaves the forward to the mixed precision's type.
-        losses[scored] = (alpha * scores.nll + (1 - alpha) * scores.cross_entropy).float()
+        losses[scored] = (alpha * scores.nll + (1 - alpha) * scores.soft).float()
         sums = {
             "entropy": scores.entropy.sum(),
             "mean_token_accuracy": scores.is_top1.sum(),
             "loss/hard": scores.nll.sum(),
-            "loss/soft": scores.cross_entropy.sum(),
+            "loss/soft": scores.soft.sum(),
             "kl": scores.kl.sum(),
         }
         return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums
