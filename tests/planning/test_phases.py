@@ -45,6 +45,7 @@ def test_steps_and_tokens_are_those_of_the_run(tmp_path):
     [
         ("rac", {"correction_template": "{{ prompt }} (answer: {{ reference }})", "max_new_tokens": 6}),
         ("spin", {"max_new_tokens": 6}),
+        ("verified", {"max_new_tokens": 6, "verifier": "none", "num_samples": 3, "num_kept": 2}),
         ("scheduled-sampling", {"beta": 0.5, "num_rollouts": 16, "num_train_epochs": 2}),
         ("dad-dagger", {"alpha": 0.5}),
         ("dad-dagger", {"alpha": 0.5, "cache_teacher": False}),
@@ -75,7 +76,7 @@ def test_tokens_read_for_labels_and_drawn_in_steps_are_those_of_the_run(tmp_path
     assert before + online * (not drawn) == pytest.approx(found.teacher, rel=0.1)
     generated = sum(phase.rollout_tokens for phase in phases) + online * drawn
     assert generated == pytest.approx(found.generated, rel=0.1)
-    assert (found.teacher > 0) == (not drawn and options.get("alpha") != 1)
+    assert (found.teacher > 0) == (not drawn and options.get("alpha") != 1 and method != "verified")
 
 
 def test_the_longest_batch_holds_every_batch_of_the_run(tmp_path):

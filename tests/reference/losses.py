@@ -48,3 +48,9 @@ def spin(model, reference, rows: list[tuple[list[int], list[int], list[int]]], l
         gold, own = [log_prob(model, x, tokens) - then for tokens, then in zip((y, z), of_reference, strict=True)]
         losses.append(torch.log(1 + torch.exp(-lam * (gold - own))))
     return torch.stack(losses).mean()
+
+
+def verified(model, rows: list[tuple[list[int], list[int], list[list[int]]]]) -> torch.Tensor:
+    """RFT beside SFT, over (x, y, kept answers z): J_SFT + the token mean of -log p(z_j | x, z_<j) over all kept answers."""
+    own = mean([nll for x, _, answers in rows for z in answers for nll in sequence_nll(model, x, z, z)])
+    return sft(model, [(x, y) for x, y, _ in rows]) + own

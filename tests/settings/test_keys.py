@@ -3,7 +3,14 @@ from dataclasses import fields
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig
 
-from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig, ScheduledSamplingConfig, SPINConfig
+from trl_exbias import (
+    BASHConfig,
+    DaDDaggerConfig,
+    RACConfig,
+    ScheduledSamplingConfig,
+    SPINConfig,
+    VerifiedAnswersConfig,
+)
 from trl_exbias.settings.data_arguments import DataArguments
 from trl_exbias.settings.keys import launcher_flags, unknown_key_message, valid_keys
 
@@ -16,6 +23,7 @@ from trl_exbias.settings.keys import launcher_flags, unknown_key_message, valid_
         ("dad-dagger", DaDDaggerConfig),
         ("spin", SPINConfig),
         ("scheduled-sampling", ScheduledSamplingConfig),
+        ("verified", VerifiedAnswersConfig),
     ],
 )
 def test_keys_read_from_source_are_the_fields_of_the_imported_classes(command, config_class):
@@ -58,6 +66,8 @@ def test_our_own_options_are_a_frozen_list():
         "vllm_timeout",
     }
     assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {"beta"}
+    own_answers = {field.name for field in fields(VerifiedAnswersConfig)} - {field.name for field in fields(RACConfig)}
+    assert own_answers == {"verifier", "num_samples", "num_kept"}
     assert {field.name for field in fields(SPINConfig)} - {field.name for field in fields(RACConfig)} == {"spin_lambda"}
     assert {field.name for field in fields(ScheduledSamplingConfig)} == {field.name for field in fields(BASHConfig)}
     assert {field.name for field in fields(DaDDaggerConfig)} - {field.name for field in fields(RACConfig)} == {
@@ -65,6 +75,8 @@ def test_our_own_options_are_a_frozen_list():
         "alpha",
         "cache_teacher",
         "context_length",
+        "divergence",
+        "jsd_beta",
         "kd_temperature",
         "rollout_length",
         "soft_label_dir",

@@ -13,4 +13,5 @@ METHODS = (
     "imitkd",
     "dad-dagger-0.5",
     "dad",
+    "verified",
 )

@@ -84,7 +84,8 @@ def train(
         "steps": max(entry["step"] for entry in logs),
         "epochs": epochs,
     }
-    rates = {key: entry[key] for entry in logs for key in entry if key.endswith(("changed_rate", "correction_rate"))}
+    told = ("changed_rate", "correction_rate", "acceptance_rate")
+    rates = {key: entry[key] for entry in logs for key in entry if key.endswith(told)}
     return trained, {**consumed, **rates}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..loop.config import IterativeSFTConfig, _number
 from .rac_template import CorrectionTemplate
+from .verifiers import find_verifier
 
 
 @dataclass
@@ -58,6 +59,63 @@ class RACConfig(IterativeSFTConfig):
             CorrectionTemplate(self.correction_template)
         except ValueError as error:
             found.append(str(error))
+        return found
+
+
+@dataclass
+class VerifiedAnswersConfig(IterativeSFTConfig):
+    """
+    Configuration of the [`VerifiedAnswersTrainer`]: [`IterativeSFTConfig`], the verifier, and how many answers are sampled and kept.
+
+    `sft_weight=0` trains on the policy's own answers alone (RFT); with `verifier="none"` it is SSD.
+    """
+
+    _rollout_settings = (
+        *IterativeSFTConfig._rollout_settings,
+        "verifier",
+        "num_samples",
+        "num_kept",
+        "max_new_tokens",
+    )
+
+    verifier: str | None = field(
+        default=None,
+        metadata={
+            "help": "What accepts an answer. 'gsm8k': the number after ####; 'number': the final number; 'math': math-verify; "
+            "'exact': the gold answer's words; 'regex:PATTERN': the same last match; 'module:function': a function of yours, "
+            "(answer, gold, row) -> bool; 'none': every answer is kept."
+        },
+    )
+    num_samples: int = field(default=4, metadata={"help": "Answers that are sampled for each prompt."})
+    num_kept: int | None = field(
+        default=None, metadata={"help": "Different accepted answers that are kept for each prompt. Default: all."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which an answer is cut off."})
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        for name in ("num_samples", "max_new_tokens"):
+            if not _number(getattr(self, name)) >= 1:
+                found.append(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        if self.num_kept is not None and not 1 <= _number(self.num_kept) <= _number(self.num_samples):
+            found.append(
+                f"`num_kept` must be from 1 to `num_samples` ({self.num_samples}), or None for all, got {self.num_kept!r}."
+            )
+        if self.temperature == 0 and _number(self.num_samples) > 1:
+            found.append(
+                f"`num_samples={self.num_samples}` at `temperature=0` is the same answer each time. Raise `temperature`, or set "
+                "`num_samples=1`."
+            )
+        if self.verifier is None and not self.is_plain_sft:
+            found.append(
+                "`verifier` is required: what accepts an answer (gsm8k, number, math, exact, 'regex:PATTERN', "
+                "'module:function'). 'none' keeps every answer."
+            )
+        elif self.verifier is not None:
+            try:
+                find_verifier(self.verifier)
+            except ValueError as error:
+                found.append(str(error))
         return found
 
 

@@ -35,6 +35,20 @@ class RACPlan(PhasePlan):
         return rolled_out * (mean.correction + mean.branch)
 
 
+class VerifiedAnswersPlan(PhasePlan):
+    """Several own answers, of which at most so many are kept as a verifier accepts."""
+
+    title = "Verified answers"
+    dataset_forms = ("prompt-completion", "messages")
+    answers_freely = has_verifier = True
+
+    def branches(self, args: Any, iteration: int) -> int:
+        return int(iteration > 0) * min(args.num_samples, args.num_kept or args.num_samples)
+
+    def new_branches(self, args: Any, iteration: int) -> int:
+        return int(iteration > 0) * args.num_samples
+
+
 class SPINPlan(PhasePlan):
     """Own answers, and gold and own answer once more after their context, for their likelihoods."""
 

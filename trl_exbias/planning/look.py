@@ -7,6 +7,7 @@ import torch
 
 from ..chat.data_checks import TRAINING, evaluation_name, readable
 from ..core.files import SHARE_OF_DISK, free_bytes
+from ..methods.verifiers import check_verifier
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
 from . import checks, disk
@@ -116,6 +117,9 @@ def _lengths(
         return None
     if plan.has_correction:
         checks.check_correction(findings, rows.rows, args, tokenizer)
+    if plan.has_verifier and tokenizer is not None and not args.is_plain_sft:
+        with findings.collect("data"):
+            check_verifier(args.verifier, rows.rows, tokenizer)
     if tokenizer is None or not checks.check_rows_and_tokenizer(findings, rows.rows, form, tokenizer, config, args):
         return None
     lengths = measure(rows.rows, rows.num_read, form, tokenizer, args, plan.has_teacher)

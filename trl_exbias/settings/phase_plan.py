@@ -37,13 +37,15 @@ class PhasePlan:
     has_teacher = False
     #: Whether a correction template is filled with each row.
     has_correction = False
+    #: Whether a verifier reads the rows' gold answers.
+    has_verifier = False
 
     def branches(self, args: Any, iteration: int) -> int:
         """Rollouts that a row has beside its gold branch; iteration 0 is the SFT phase."""
         return int(iteration > 0)
 
     def new_branches(self, args: Any, iteration: int) -> int:
-        """How many of them are rolled out just before the iteration."""
+        """Rollouts of a row that are made just before the iteration; a method may keep fewer."""
         return 0 if self.draws_in_steps else min(1, self.branches(args, iteration))
 
     def branch_length(self, args: Any, context: float, response: float) -> float:
