@@ -50,6 +50,17 @@ METHODS = {
     "bash-vllm": (BASHTrainer, BASHConfig, {"beta": 0.3, "rollout_engine": "vllm"}),
     "rac": (RACTrainer, RACConfig, {"max_new_tokens": 12}),
     "spin": (SPINTrainer, SPINConfig, {"max_new_tokens": 12, "num_train_epochs": 2}),
+    "rac-soft": (
+        RACTrainer,
+        RACConfig,
+        {
+            "soft_labels": True,
+            "teacher_top_k": 16,
+            "divergence": "reverse_kl",
+            "max_new_tokens": 8,
+            "num_train_epochs": 2,
+        },
+    ),
     "verified": (
         VerifiedAnswersTrainer,
         VerifiedAnswersConfig,

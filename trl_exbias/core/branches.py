@@ -150,6 +150,6 @@ class BranchedExample:
 
 
 def concatenate(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Tensors over several stretches of positions as tensors over all of them, name by name."""
-    parts = list(parts)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    """Tensors over several stretches of positions as tensors over all of them, name by name; a stretch may have none."""
+    parts = [part for part in parts if part]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -1,10 +1,17 @@
 """The methods' configurations, apart from the trainers: `exbias check` reads a recipe without importing TRL's."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..core.divergences import DIVERGENCES, FORWARD_KL, Divergence, divergence_problems
 from ..loop.config import IterativeSFTConfig, _number
 from .rac_template import CorrectionTemplate
 from .verifiers import find_verifier
+
+
+#: Whose distribution soft corrections are.
+POLICY, BASE, AVERAGE = "policy", "base", "average"
+SELF_TEACHERS = (POLICY, BASE, AVERAGE)
 
 
 @dataclass
@@ -38,7 +45,9 @@ class BASHConfig(IterativeSFTConfig):
 
 @dataclass
 class RACConfig(IterativeSFTConfig):
-    """Configuration of the [`RACTrainer`]: [`IterativeSFTConfig`], the correction template and the response limit."""
+    """
+    Configuration of the [`RACTrainer`]: [`IterativeSFTConfig`], the correction template, the response limit, and soft corrections.
+    """
 
     _rollout_settings = (*IterativeSFTConfig._rollout_settings, "correction_template", "max_new_tokens")
 
@@ -50,6 +59,41 @@ class RACConfig(IterativeSFTConfig):
         },
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which a rollout is cut off."})
+    soft_labels: bool = field(
+        default=False,
+        metadata={
+            "help": "Label every position of a rollout by the distribution of the model that was shown the reference, "
+            "instead of by its most probable token where that is another."
+        },
+    )
+    divergence: str = field(
+        default=FORWARD_KL,
+        metadata={
+            "help": "What `soft_labels` minimise between labels q and policy p: 'forward_kl' KL(q‖p), 'reverse_kl' KL(p‖q), "
+            "or 'jensen_shannon' (GKD's, with `jsd_beta`).",
+            "choices": list(DIVERGENCES),
+        },
+    )
+    jsd_beta: float = field(
+        default=0.5, metadata={"help": "β of `divergence='jensen_shannon'`: the soft labels' share of the mixture."}
+    )
+    teacher_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the k most probable tokens of a soft label and the mass of the rest. Default: all tokens."
+        },
+    )
+    self_teacher: str = field(
+        default=POLICY,
+        metadata={
+            "help": "Whose distribution the soft labels are: the 'policy' that rolls out, the 'base' that training began "
+            "with, or the exponential 'average' of the iterations' policies.",
+            "choices": list(SELF_TEACHERS),
+        },
+    )
+    self_teacher_decay: float = field(
+        default=0.5, metadata={"help": "What `self_teacher='average'` keeps of the average before, in each iteration."}
+    )
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -59,7 +103,39 @@ class RACConfig(IterativeSFTConfig):
             CorrectionTemplate(self.correction_template)
         except ValueError as error:
             found.append(str(error))
+        return found + self._soft_problems()
+
+    def _soft_problems(self) -> list[str]:
+        found = divergence_problems(self.divergence, self.jsd_beta, None if self.soft_labels else "soft_labels=False")
+        if self.self_teacher not in SELF_TEACHERS:
+            found.append(f"`self_teacher` must be one of {', '.join(SELF_TEACHERS)}, got {self.self_teacher!r}.")
+        if not 0 <= _number(self.self_teacher_decay) < 1:
+            found.append(f"`self_teacher_decay` must be in [0, 1), got {self.self_teacher_decay!r}.")
+        if self.teacher_top_k is not None and not _number(self.teacher_top_k) >= 1:
+            found.append(f"`teacher_top_k` must be at least 1, or None, got {self.teacher_top_k!r}.")
+        if self.soft_labels and self.loss_type != "nll":
+            found.append(f"`loss_type` must be 'nll' with `soft_labels`, got {self.loss_type!r}: it is of hard labels.")
+        if not self.soft_labels:
+            for name in ("teacher_top_k", "self_teacher"):
+                if getattr(self, name) != getattr(type(self), name):
+                    found.append(f"`{name}` is of soft labels. Set `soft_labels=True`, or leave it out.")
+        if self.self_teacher != AVERAGE and self.self_teacher_decay != type(self).self_teacher_decay:
+            found.append("`self_teacher_decay` is of `self_teacher='average'`. Leave it out.")
         return found
+
+    def rollout_settings(self) -> dict[str, Any]:
+        found = super().rollout_settings()
+        if self.soft_labels:
+            found |= {
+                name: getattr(self, name)
+                for name in ("soft_labels", "teacher_top_k", "self_teacher", "self_teacher_decay")
+            }
+        return found
+
+    @property
+    def soft_divergence(self) -> Divergence:
+        """What the soft labels' loss is."""
+        return Divergence(self.divergence, self.jsd_beta)
 
 
 @dataclass
