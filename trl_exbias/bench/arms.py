@@ -58,6 +58,7 @@ ARMS: tuple[Arm, ...] = (
         is_quick=True,
     ),
     Arm("dad", "trl_exbias:DaDDaggerTrainer", {"alpha": 1.0, **_DISTILLATION}),
+    Arm("rac-soft", "trl_exbias:RACTrainer", {"soft_labels": True, "num_iterations": 2}),
     Arm("verified", "trl_exbias:VerifiedAnswersTrainer", {"verifier": "exact", "num_iterations": 2}),
 )
 

@@ -13,5 +13,6 @@ METHODS = (
     "imitkd",
     "dad-dagger-0.5",
     "dad",
+    "rac-soft",
     "verified",
 )

@@ -250,6 +250,9 @@ def _plan_disk(
                 f"every step will run the frozen layers: their output would take {size / GIB:.1f} GiB, and at most half of the "
                 f"{planned.free_disk / GIB:.1f} that are free at `output_dir: {args.output_dir}` is used.",
             )
+    if getattr(args, "soft_labels", False):
+        positions = sum(phase.rollout_tokens or 0 for phase in phases)
+        sizes["soft labels"] = disk.soft_label_bytes(positions, facts, args.teacher_top_k)
     planned.disk = {name: size for name, size in sizes.items() if size}
     total = sum(planned.disk.values())
     if total > planned.free_disk:

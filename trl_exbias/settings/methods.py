@@ -95,6 +95,7 @@ _OURS = (
         "trl_exbias.methods.verified:VerifiedAnswersTrainer",
         "trl_exbias.methods.configs:VerifiedAnswersConfig",
         "trl_exbias.methods.plans:VerifiedAnswersPlan",
+        is_baseline=True,
     ),
     Method(
         "spin",
