@@ -22,6 +22,7 @@ CASES = [
     *(case(method, "zero2", slow=method != "bash") for method in ("bash", "rac", "dad-dagger")),
     *(case(method, "zero3", slow=method == "rac") for method in ("bash", "rac", "dad-dagger", ON_THE_FLY)),
     *(case(method, "fsdp2", slow=method == "rac") for method in ("bash", "rac", "dad-dagger")),
+    *(case("bash-gated", engine, slow=engine != "ddp") for engine in ("ddp", "zero3", "fsdp2")),
     *(case("rac-soft", engine, slow=engine != "ddp") for engine in ("ddp", "zero3", "fsdp2")),
     *(case("verified", engine, slow=engine != "ddp") for engine in ("ddp", "zero3", "fsdp2")),
     *(case("spin", engine, slow=True) for engine in ("ddp", "zero3", "fsdp2")),

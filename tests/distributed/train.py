@@ -50,6 +50,11 @@ METHODS = {
     "bash-vllm": (BASHTrainer, BASHConfig, {"beta": 0.3, "rollout_engine": "vllm"}),
     "rac": (RACTrainer, RACConfig, {"max_new_tokens": 12}),
     "spin": (SPINTrainer, SPINConfig, {"max_new_tokens": 12, "num_train_epochs": 2}),
+    "bash-gated": (
+        BASHTrainer,
+        BASHConfig,
+        {"beta": 0.4, "gate": "relative", "gate_template": "{{ prompt }} (answer: {{ reference }})"},
+    ),
     "rac-soft": (
         RACTrainer,
         RACConfig,

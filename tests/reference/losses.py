@@ -74,3 +74,13 @@ def soft_rac(
             kls.append(divergence(q, p, "forward_kl"))
             losses.append(-(q * p.log()).sum() if name == "forward_kl" else divergence(q, p, name, beta))
     return sft(model, [(x, y) for x, y, *_ in rows]) + mean(losses), mean(kls)
+
+
+def gated_bash(model, rows: list[tuple[list[int], list[int], list[int], list[float]]]) -> torch.Tensor:
+    """BASH over (x, y, ŷ, w) with the gold label at position j weighed by w_j; the mean still counts each label once."""
+    mixed = [
+        w * nll
+        for x, y, y_hat, weights in rows
+        for w, nll in zip(weights, sequence_nll(model, x, y_hat, y), strict=True)
+    ]
+    return sft(model, [(x, y) for x, y, *_ in rows]) + mean(mixed)

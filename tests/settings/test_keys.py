@@ -71,7 +71,12 @@ def test_our_own_options_are_a_frozen_list():
         "vllm_tensor_parallel_size",
         "vllm_timeout",
     }
-    assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {"beta"}
+    assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {
+        "beta",
+        "gate",
+        "gate_epsilon",
+        "gate_template",
+    }
     own_answers = {field.name for field in fields(VerifiedAnswersConfig)} - {field.name for field in fields(RACConfig)}
     assert own_answers == {"verifier", "num_samples", "num_kept"}
     assert {field.name for field in fields(SPINConfig)} - {field.name for field in fields(RACConfig)} == {"spin_lambda"}
@@ -81,6 +86,8 @@ def test_our_own_options_are_a_frozen_list():
         "alpha",
         "cache_teacher",
         "context_length",
+        "gate",
+        "gate_epsilon",
         "kd_temperature",
         "rollout_length",
         "soft_label_dir",

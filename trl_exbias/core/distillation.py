@@ -83,8 +83,12 @@ class DenseTarget:
         normaliser = logits.logsumexp(-1, keepdim=True)
         return (logits - normaliser).sub_(policy_log_probs)
 
+    def logits(self, rows: slice) -> torch.Tensor:
+        """The teacher's logits at some positions, `(n, vocab_size)`, where its head is."""
+        return self.head(self.hidden[rows])[:, : self.vocab_size]
+
     def _logits(self, rows: slice, device: torch.device, temperature: float) -> torch.Tensor:
-        logits = self.head(self.hidden[rows])[:, : self.vocab_size].to(device)
+        logits = self.logits(rows).to(device)
         return logits if temperature == 1.0 else logits / temperature
 
 

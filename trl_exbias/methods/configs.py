@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.divergences import DIVERGENCES, FORWARD_KL, Divergence, divergence_problems
+from ..core.gates import GATES, Gate, gate_problems
 from ..loop.config import IterativeSFTConfig, _number
 from .rac_template import CorrectionTemplate
 from .verifiers import find_verifier
@@ -12,6 +13,7 @@ from .verifiers import find_verifier
 #: Whose distribution soft corrections are.
 POLICY, BASE, AVERAGE = "policy", "base", "average"
 SELF_TEACHERS = (POLICY, BASE, AVERAGE)
+_GATE_SETTINGS = ("gate", "gate_epsilon", "gate_template")
 
 
 @dataclass
@@ -32,11 +34,44 @@ class BASHConfig(IterativeSFTConfig):
         },
     )
 
+    gate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trust gold less where the policy, shown the reference, finds it unlikely after the policy's own tokens: 'threshold', "
+            "min(1, q(gold) / `gate_epsilon`), or 'relative', q(gold) / max q. Default: gold counts whole.",
+            "choices": list(GATES),
+        },
+    )
+    gate_epsilon: float = field(
+        default=0.1, metadata={"help": "Probability from which on `gate='threshold'` trusts gold whole."}
+    )
+    gate_template: str = field(
+        default="qa",
+        metadata={
+            "help": "How `gate` shows the reference answer: as RAC's `correction_template`, 'qa', 'summarization', a .jinja file, or "
+            "the template itself."
+        },
+    )
+
     def problems(self) -> list[str]:
         found = super().problems()
         if not 0 <= _number(self.beta) <= 1:
             found.append(f"`beta` must be a probability in [0, 1], got {self.beta!r}.")
+        found += gate_problems(self.gate, self.gate_epsilon)
+        try:
+            CorrectionTemplate(self.gate_template)
+        except ValueError as error:
+            found.append(str(error).replace("correction_template", "gate_template"))
         return found
+
+    def rollout_settings(self) -> dict[str, Any]:
+        found = super().rollout_settings()
+        return found if self.gate is None else {**found, **{n: getattr(self, n) for n in _GATE_SETTINGS}}
+
+    @property
+    def label_gate(self) -> Gate | None:
+        """How far gold is trusted after tokens of the policy's own."""
+        return None if self.gate is None else Gate(self.gate, self.gate_epsilon)
 
     @property
     def is_plain_sft(self) -> bool:
@@ -233,5 +268,9 @@ class ScheduledSamplingConfig(BASHConfig):
             found.append(
                 "`rollout_engine` must be 'transformers': the weights change at every step, and no other engine has them. "
                 "BASH samples offline, with either engine."
+            )
+        if self.gate is not None:
+            found.append(
+                "`gate` is BASH's: scheduled sampling would have to read every step's rows twice. Leave it out."
             )
         return found
