@@ -46,6 +46,7 @@ def test_our_own_options_are_a_frozen_list():
         "jsd_beta",
         "max_degenerate_rate",
         "max_new_tokens",
+        "min_p",
         "num_iterations",
         "num_rollouts",
         "num_rollouts_to_print",
