@@ -66,7 +66,8 @@ ARMS: tuple[Arm, ...] = (
         has_teacher=True,
     ),
     Arm("rac-soft", "trl_exbias:RACTrainer", {"soft_labels": True, "num_iterations": 2}),
-    Arm("verified", "trl_exbias:VerifiedAnswersTrainer", {"verifier": "exact", "num_iterations": 2}),
+    # What is verified is the final state, as it would be the final answer.
+    Arm("verified", "trl_exbias:VerifiedAnswersTrainer", {"verifier": r"regex:\S+", "num_iterations": 2}),
 )
 
 
