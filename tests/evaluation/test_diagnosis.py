@@ -116,7 +116,7 @@ def test_a_teacher_that_was_trained_tells_a_walk():
 @pytest.mark.slow
 def test_the_model_itself_tells_that_a_wrong_start_can_be_fixed():
     task, model = TASKS["fix-reference"], trained("fix-reference", 3_000_000)
-    rows, tokenizer = task.make(128, seed=5), tokenizer_of(TASKS["fix-reference"])
+    rows, tokenizer = task.make(512, seed=5), tokenizer_of(TASKS["fix-reference"])
     prompts, gold = rows.prompts.tolist(), rows.responses.tolist()
     shown = [tokenizer(f"{row['prompt']}{row['completion']} = ")["input_ids"] for row in dataset_of(task, rows)]
     found = diagnose(model, prompts, gold, model_judge(model, shown), shows_reference=True)

@@ -175,7 +175,7 @@ def _summarised(
     judge_nll = _mean(gold[0])
     is_read = not shows_reference or judge_nll <= READ * model_nll
     return Diagnosis(
-        verdict=_verdict(estimates["changed"], estimates["kept"], is_read),
+        verdict=_verdict(estimates["changed"], estimates["kept"], estimates["accepted"], is_read),
         **estimates,
         model_nll=model_nll,
         judge_nll=judge_nll,
@@ -184,14 +184,17 @@ def _summarised(
     )
 
 
-def _verdict(changed: Estimate, kept: Estimate, is_read: bool) -> str:
+def _verdict(changed: Estimate, kept: Estimate, accepted: Estimate, is_read: bool) -> str:
     if changed.mean < HARDLY:
         return NOTHING
     if not is_read or math.isnan(kept.mean):
         return UNREADABLE
-    if kept.mean >= 2 / 3 and kept.low > 0.5:
+    # A judge that was itself trained on gold continues some mistakes as if they were right: of tokens that it calls mistakes,
+    # it is enough that gold is kept after half.
+    enough = 1 / 2 if accepted.mean <= 1 / 3 else 2 / 3
+    if kept.mean >= enough and kept.low > enough - 1 / 6:
         return STAYS
-    if kept.mean <= 1 / 3 and kept.high < 0.5:
+    if kept.mean <= 1 / 3 and kept.high < 1 / 2:
         return LOST
     return PARTLY
 
