@@ -57,4 +57,6 @@ def test_the_harmed_model_is_found_while_free_running_cross_entropy_praises_it(m
         found[name] = {"minus_reference": entropies["minus_reference"], "mauve": alike, "free_running": free}
         print(name, {key: str(value) for key, value in found[name].items()})
     assert found["bash-1"]["free_running"] < 0.8 * found["sft"]["free_running"], "it praises"
-    assert abs(found["sft"]["minus_reference"].mean) < 0.2 < found["bash-1"]["minus_reference"].low
+    assert abs(found["sft"]["minus_reference"].mean) < 0.5 < 2 < found["bash-1"]["minus_reference"].low
+    # The scorer's last state holds the last node alone, of which nothing is wrong: these features are blind to the harm.
+    assert found["bash-1"]["mauve"].mean > 0.8

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.errors import UsageError
 from .identity import local_folder, model_fingerprint
+from .subject import TOKENIZER_FILES
 
 
 if TYPE_CHECKING:
@@ -20,12 +21,15 @@ def measuring_folder(name: str, option: str) -> Path:
     The folder of a model that measures, fetched where it is a hub id.
 
     Raises:
-        ValueError: if there is none; the message names the option that asked for it.
+        ValueError: if there is none, or it has no tokenizer; the message names the option that asked for it.
     """
     try:
-        return local_folder(name)
+        folder = local_folder(name)
     except UsageError as error:
         raise UsageError(f"--{option}: {error} Give a folder or a hub id that can be had.") from error
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise UsageError(f"--{option}: {name} holds no tokenizer. Save one beside the model.")
+    return folder
 
 
 def identity(folder: Path, name: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,10 +95,12 @@ def _free_running(
         low, high = bootstrap_interval(values, present)
         ends = {"low": low.tolist(), "high": high.tolist()}
         work.curves[name] = {"mean": np.nanmean(values, axis=0).tolist(), **ends}
-    return {
+    found = {
         name: token_mean(name, ids, np.nansum(values, axis=1), present.sum(axis=1), settings)
         for name, values in columns.items()
     }
+    # They fall also where a method harms (docs/bench.md): lower is no evidence of better.
+    return found | {name: replace(found[name], higher_is_better=None) for name in ("free_running", "gap")}
 
 
 def exponential(entropy: Figure, name: str) -> Figure:
