@@ -22,7 +22,8 @@ def oracle(task, rows):
         true = task.true_after_gold(rows) if is_gold else task.true_after_own(rows, tokens)
         spare = torch.zeros(*true.shape[:2], len(task.words) + 3 - true.size(2))
         nll = -torch.cat([true, spare], 2).log()
-        return nll.gather(2, torch.tensor(labels).unsqueeze(2)).squeeze(2).tolist(), nll.min(2).values.tolist()
+        found = [nll.gather(2, torch.tensor(each).unsqueeze(2)).squeeze(2).tolist() for each in labels]
+        return found, nll.min(2).values.tolist()
 
     return judge
 

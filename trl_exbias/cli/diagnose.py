@@ -105,23 +105,26 @@ def _shown(rows: "Dataset", template: Any, tokenizer: "PreTrainedTokenizerBase",
 def _found(
     args: argparse.Namespace, prompts: list[list[int]], responses: list[list[int]], shown: list[list[int]]
 ) -> "Diagnosis":
+    from tqdm.auto import tqdm
+
     from ..core.modeling import LMHead
     from ..evaluation.diagnosis import diagnose, model_judge
     from ..evaluation.identity import model_folder
     from ..evaluation.loading import load_model
 
-    print(f"Diagnosing {args.model} on {len(prompts)} rows …", file=sys.stderr, flush=True)
     model = load_model(model_folder(args.model), args)
     judge = load_model(model_folder(args.teacher), args) if args.teacher else model
     # A token that the judge does not have could not be read by it.
     excluded = tuple(range(LMHead(judge).vocab_size, LMHead(model).vocab_size))
-    return diagnose(
-        model,
-        prompts,
-        responses,
-        model_judge(judge, shown),
-        args.share,
-        args.seed,
-        shows_reference=not args.teacher,
-        excluded_token_ids=excluded,
-    )
+    with tqdm(total=len(prompts), desc="Drawing", unit="row", leave=False, file=sys.stderr) as bar:
+        return diagnose(
+            model,
+            prompts,
+            responses,
+            model_judge(judge, shown),
+            args.share,
+            args.seed,
+            shows_reference=not args.teacher,
+            excluded_token_ids=excluded,
+            on_progress=lambda rows, tokens: bar.update(rows),
+        )

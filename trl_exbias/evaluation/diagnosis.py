@@ -26,8 +26,10 @@ HARDLY = 0.02
 #: A reference that is read makes gold at least so much likelier: its cross-entropy falls to this share.
 READ = 0.7
 
-#: Given continuations, the NLLs of labels along them, and those of the most probable token at each place.
-Judge = Callable[[Sequence["TokenIds"], Sequence["TokenIds"]], tuple[list[list[float]], list[list[float]]]]
+#: Given continuations and rows of labels along them: the NLLs of each of the labels, and of the most probable token.
+Judge = Callable[
+    [Sequence["TokenIds"], Sequence[Sequence["TokenIds"]]], tuple[list[list[list[float]]], list[list[float]]]
+]
 
 NOTHING, UNREADABLE, STAYS, LOST, PARTLY = "nothing to learn", "cannot tell", "stays right", "not right", "partly"
 
@@ -75,19 +77,9 @@ class Diagnosis:
 
 def model_judge(model: "nn.Module", contexts: "Sequence[TokenIds]", max_batch_tokens: int = 16384) -> Judge:
     """A model's opinion after its contexts: a teacher's after the prompts, or the model's own after the reference."""
-    from ..core.likelihood import label_nll
-    from ..rollouts import TransformersEngine
+    from ..core.likelihood import several_nll
 
-    engine = TransformersEngine(model, 0, max_batch_tokens)
-
-    def judge(
-        continuations: "Sequence[TokenIds]", labels: "Sequence[TokenIds]"
-    ) -> tuple[list[list[float]], list[list[float]]]:
-        best = engine.label(contexts, continuations)
-        found = [label_nll(model, contexts, continuations, each, 0, max_batch_tokens) for each in (labels, best)]
-        return found[0], found[1]
-
-    return judge
+    return lambda continuations, labels: several_nll(model, contexts, continuations, labels, 0, max_batch_tokens)
 
 
 def diagnose(
@@ -100,6 +92,7 @@ def diagnose(
     shows_reference: bool = False,
     max_batch_tokens: int = 16384,
     excluded_token_ids: tuple[int, ...] = (),
+    on_progress: Callable[[int, int], Any] = lambda rows, tokens: None,
 ) -> Diagnosis:
     """
     Draws a share of each response from the model, as BASH does, and asks the judge about gold's next tokens.
@@ -111,6 +104,7 @@ def diagnose(
         share (`float`, *optional*, defaults to `0.5`): Of the tokens, drawn from the model; the others stay gold.
         shows_reference (`bool`): Whether the judge is the model itself, shown the reference.
         excluded_token_ids (`tuple[int, ...]`, *optional*): Never drawn: tokens that the judge does not have.
+        on_progress (`Callable[[int, int], None]`, *optional*): Called with rows and tokens drawn since last time.
 
     Raises:
         ValueError: for a share outside (0, 1], or rows without a place after a first token.
@@ -128,15 +122,19 @@ def diagnose(
         for row, response in enumerate(responses)
     ]
     options = SamplingOptions(seed=seed, excluded_token_ids=excluded_token_ids)
-    mixed = TransformersEngine(model, 0, max_batch_tokens).mix(prompts, responses, masks, options)
+    mixed = TransformersEngine(model, 0, max_batch_tokens, on_progress=on_progress).mix(
+        prompts, responses, masks, options
+    )
     differs = [[a != b for a, b in zip(own, gold, strict=True)] for own, gold in zip(mixed, responses, strict=True)]
+    (gold,), best_after_gold = judge(responses, [responses])
+    (other, own), best_after_mixed = judge(mixed, [responses, mixed])
     return _summarised(
         [_sums(row_mask, row_differs) for row_mask, row_differs in zip(masks, differs, strict=True)],
         [_after(row) for row in differs],
         differs,
-        gold=judge(responses, responses),
-        other=judge(mixed, responses),
-        own=judge(mixed, mixed),
+        gold=(gold, best_after_gold),
+        other=(other, best_after_mixed),
+        own=(own, best_after_mixed),
         model_nll=_mean(label_nll(model, prompts, responses, responses, 0, max_batch_tokens)),
         shows_reference=shows_reference,
     )
@@ -165,7 +163,7 @@ def _summarised(
     after_other, _ = _probable(other, places)
     accepted, num_differing = _probable(own, differs)
     changes, draws = (np.array(column) for column in zip(*drawn, strict=True))
-    estimates = {
+    estimates: dict[str, Any] = {
         "changed": _ratio(changes, draws),
         "after_gold": _ratio(after_gold, num_places),
         "after_other": _ratio(after_other, num_places),

@@ -167,7 +167,9 @@ def _summarise(runs: "FreeRuns", num_samples: int) -> ExposureBias:
         totals["accumulated_excess_error"] = Estimate(float(accumulated[-1]), float(low), float(high))
     return ExposureBias(
         **{name: means[name].tolist() for name in ("teacher_forced", "free_running", "gap")},
-        **{name: means[name].tolist() if name in means else None for name in ("kl_own", "kl_gold", "excess_error")},
+        kl_own=means["kl_own"].tolist() if "kl_own" in means else None,
+        kl_gold=means["kl_gold"].tolist() if "kl_gold" in means else None,
+        excess_error=means["excess_error"].tolist() if "excess_error" in means else None,
         accumulated_excess_error=None if accumulated is None else accumulated.tolist(),
         intervals={name: [tuple(ends) for ends in values.tolist()] for name, values in intervals.items()},
         totals=totals,
