@@ -15,6 +15,8 @@ _METHODS = {
     "cross-entropy.",
     NOTHING: "The model hardly deviates from gold: there is next to nothing to learn from its own states. Stay with SFT.",
 }
+#: Of the drawn tokens: above it, a model may not have been trained on such data yet.
+_FAR = 0.6
 #: What the judge of a verdict cannot see, by whether it is the model itself, shown the reference.
 _CAUTIONS = {
     (
@@ -28,6 +30,9 @@ _CAUTIONS = {
     ): "A model that copies its reference, whatever comes before, finds gold right everywhere. If several answers "
     "are right, ask a teacher: --teacher.",
 }
+_SFT_FIRST = (
+    "Most of what the model drew differs: if it has not been trained on such data yet, do SFT first, and ask again."
+)
 
 
 def explanation(found: Diagnosis, judge: str, shows_reference: bool) -> str:
@@ -49,6 +54,7 @@ def explanation(found: Diagnosis, judge: str, shows_reference: bool) -> str:
         f"Of the differing tokens themselves, it finds {found.accepted.mean:.0%} probable.",
         _METHODS[found.verdict],
         _CAUTIONS.get((found.verdict, shows_reference), ""),
+        _SFT_FIRST if found.changed.mean > _FAR else "",
     ]
     return " ".join(filter(None, sentences))
 
