@@ -7,8 +7,8 @@ from .exposure_bias import Estimate
 _METHODS = {
     STAYS: "Gold is still the right next token after a wrong one: hard labels of gold on own states can teach the model to "
     "recover. Take BASH with β from 0.5 to 1, or DaD-DAgger with α from 0.5 to 1.",
-    LOST: "Gold is one of several right ways, and after another one it is no longer right: hard labels of gold on own states "
-    "would teach the model to ignore what it has written. Take labels that follow the model's own prefix: a teacher's "
+    LOST: "There, gold's next token is mostly no longer right: hard labels of gold on own states would teach the model to ignore "
+    "what it has written. Take labels that follow the model's own prefix: a teacher's "
     "(DaD-DAgger with α = 0, ImitKD), or the model's own corrections (RAC). Do not take BASH, or DaD with α near 1.",
     PARTLY: "Gold stays right after some of the tokens that differ, and not after others. Prefer labels that follow the model's "
     "own prefix (DaD-DAgger with a small α, RAC). With BASH keep β small, and look at more than free-running "
