@@ -1,6 +1,7 @@
 """The diagnosis on tasks whose truth is known, with the truth as the judge, and with models in its place."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,18 +97,23 @@ def test_a_share_outside_its_range_is_refused(share):
         diagnosed("fix", share=share)
 
 
-def trained(name, tokens, width=64):
-    task = TASKS[name]
+def trained(task, tokens, width=64):
     rows = task.make(2000, seed=1)
     length = rows.responses.size(1) + 1
     data = starting_dataset(task, rows, 0)
     return train(ARMS[0], lambda: new_model(task, 0, width=width), tokenizer_of(task), data, length, tokens, 0)[0]
 
 
+def shown_reference(task, rows):
+    tokenizer = tokenizer_of(task)
+    return [tokenizer(f"{row['prompt']}{row['completion']} = ")["input_ids"] for row in dataset_of(task, rows)]
+
+
 @pytest.mark.slow
 def test_a_teacher_that_was_trained_tells_a_walk():
-    task, model = TASKS["walk"], trained("walk", 300_000)
-    rows, teacher = task.make(128, seed=5), trained("walk", 300_000, width=96)
+    task = TASKS["walk"]
+    model, teacher = trained(task, 300_000), trained(task, 300_000, width=96)
+    rows = task.make(128, seed=5)
     prompts, gold = rows.prompts.tolist(), rows.responses.tolist()
     found = diagnose(model, prompts, gold, model_judge(teacher, prompts))
     print(found)
@@ -116,10 +122,10 @@ def test_a_teacher_that_was_trained_tells_a_walk():
 
 @pytest.mark.slow
 def test_the_model_itself_tells_that_a_wrong_start_can_be_fixed():
-    task, model = TASKS["fix-reference"], trained("fix-reference", 3_000_000)
-    rows, tokenizer = task.make(512, seed=5), tokenizer_of(TASKS["fix-reference"])
+    task = TASKS["fix-reference"]
+    rows, model = task.make(512, seed=5), trained(task, 3_000_000)
     prompts, gold = rows.prompts.tolist(), rows.responses.tolist()
-    shown = [tokenizer(f"{row['prompt']}{row['completion']} = ")["input_ids"] for row in dataset_of(task, rows)]
+    shown = shown_reference(task, rows)
     found = diagnose(model, prompts, gold, model_judge(model, shown), shows_reference=True)
     print(found)
     assert found.verdict == STAYS and found.judge_nll < 0.5 * found.model_nll
@@ -127,3 +133,14 @@ def test_the_model_itself_tells_that_a_wrong_start_can_be_fixed():
     blind = diagnose(model, prompts, gold, model_judge(model, prompts))
     print(blind)
     assert blind.verdict in (LOST, PARTLY)
+
+
+@pytest.mark.slow
+def test_a_model_that_can_copy_its_reference_tells_a_walk_all_the_same():
+    task = replace(TASKS["walk"], reads_reference=True)
+    rows, model = task.make(128, seed=5), trained(task, 2_000_000)
+    prompts, gold = rows.prompts.tolist(), rows.responses.tolist()
+    judge = model_judge(model, shown_reference(task, rows))
+    found = diagnose(model, prompts, gold, judge, shows_reference=True)
+    print(found)
+    assert found.verdict == LOST and found.judge_nll < 0.1 * found.model_nll
