@@ -30,6 +30,7 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
     from ..demo import dad_dagger
     from ..demo.embedded_model import embedded_model
     from ..demo.measure import measure
+    from ..demo.report import print_exposure_bias, print_table
     from ..demo.settings import RUN_SETTINGS
     from ..demo.word_problems import word_problems
     from .memory import keep_freed_memory
@@ -42,7 +43,7 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
 
     print(f"\nMeasuring {model_dir.name} on {num_held_out} held-out word problems …", flush=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
-    results = {"before": measure(model, tokenizer, held_out, _SEED)}
+    results = {"before": measure(model, tokenizer, held_out)}
     for config_class, trainer_class, own in (
         (RACConfig, RACTrainer, {"max_new_tokens": 64}),
         (BASHConfig, BASHTrainer, {"beta": 0.2}),
@@ -65,7 +66,7 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
         trainer.train()
         trainer.save_model()
         model = trainer.model
-        results[name] = measure(model, tokenizer, held_out, _SEED)
+        results[name] = measure(model, tokenizer, held_out)
     del model, trainer
     gc.collect()
     print(
@@ -73,39 +74,7 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int) -> None:
         flush=True,
     )
     reports, plot = dad_dagger.run(model_dir, tokenizer, output_dir / "dad-dagger", num_rows // 2, _SEED)
-    _print_table(results, num_held_out)
-    _print_exposure_bias(reports, plot)
+    print_table(results, num_held_out)
+    print_exposure_bias(reports, plot)
     print(f"\nRuns (model, rollouts, metrics.jsonl, run.json): {output_dir.resolve()}")
     print(f"Took {(time.perf_counter() - started) / 60:.1f} minutes.")
-
-
-def _print_table(results: dict, num_held_out: int) -> None:
-    before = results["before"]
-    print(
-        f"\nHeld-out, {num_held_out} word problems, before → after (nats/token; accuracy: greedy answers, exact number)\n"
-    )
-    print(f"{'method':<8}{'teacher-forced CE':>22}{'free-running CE':>22}{'accuracy':>20}")
-    for name, after in results.items():
-        if name != "before":
-            was, now = before.cross_entropy, after.cross_entropy
-            print(
-                f"{name:<8}"
-                f"{f'{was.teacher_forced:.3f} → {now.teacher_forced:.3f}':>22}"
-                f"{f'{was.free_running:.2f} → {now.free_running:.2f}':>22}"
-                f"{f'{before.accuracy:.0%} → {after.accuracy:.0%}':>20}"
-            )
-    print(
-        "\nFree-running CE is that of the one written answer after the model's own words at the same length: compare it\n"
-        "between models, and read it beside teacher-forced CE. It is not zero for a perfect model (docs/metrics.md)."
-    )
-
-
-def _print_exposure_bias(reports: dict, plot: Path) -> None:
-    steps = len(next(iter(reports.values())).gap)
-    print(f"\nDaD-DAgger's student, {steps} steps of free running on held-out text [95 % interval] (nats/token)\n")
-    names = ("teacher_forced", "free_running", "gap")
-    print(" " * 27 + "".join(f"{name.replace('_', '-'):>22}" for name in names))
-    for stage, report in reports.items():
-        cells = (f"{t.mean:.2f} [{t.low:.2f}, {t.high:.2f}]" for t in (report.totals[name] for name in names))
-        print(f"{stage:<27}" + "".join(f"{cell:>22}" for cell in cells))
-    print(f"Plot over the steps: {plot}")

@@ -15,6 +15,7 @@ from ..settings.recipe import exit_with
 COMMANDS = {
     "train": "any method, a user's own too: --method NAME or --method my_module:MyTrainer",
     "check": "a recipe before it is run: every problem at once, and the plan: steps, tokens, memory, disk",
+    "diagnose": "before training: after a token that differs from gold, is gold still right? and which method follows",
     "measure": "perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
     "evaluate": "what models write: ROUGE, GSM8K, MATH, judges, embeddings, degeneration; and their exposure bias",
     "rollouts": "inspect, diff, export and push what a run has rolled out",
