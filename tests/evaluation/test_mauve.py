@@ -43,13 +43,13 @@ def test_the_figure_is_mauve_texts():
 
 def test_another_distribution_is_found_and_the_interval_is_that_of_fresh_samples():
     pytest.importorskip("mauve")
-    same, other = [of(seed, EVEN) for seed in range(12)], [of(seed, SKEWED) for seed in range(12)]
+    same, other = [of(seed, EVEN) for seed in range(8)], [of(seed, SKEWED) for seed in range(8)]
     assert np.mean([figure.mean for figure in same]) > 0.9 > 0.8 > np.mean([figure.mean for figure in other])
     errors = [np.std(list(figure.per_prompt.values())) / np.sqrt(NUM_PROMPTS) for figure in other]
     assert np.mean(errors) == pytest.approx(np.std([figure.mean for figure in other], ddof=1), rel=0.4)
     assert all(0 <= figure.low <= figure.mean <= figure.high <= 1 for figure in same)
     better = [paired_difference(one, two) for one, two in zip(same, other, strict=True)]
-    assert sum(difference.low > 0 for difference in better) >= 10
+    assert sum(difference.low > 0 for difference in better) >= 7
 
 
 def test_texts_are_read_to_their_last_token_by_a_causal_model_and_as_a_mean_by_an_encoder():
