@@ -27,7 +27,7 @@ def test_of_conversations_whose_prompt_is_no_prefix(tmp_path, row, turns):
     args = config(RACConfig, tmp_path, rollout_turns=turns, chat_template_kwargs={"x": 1}, max_length=4096)
     data = Dataset.from_list([row])
     form = "messages" if "conversations" in row else "prompt-completion"
-    found = measure(data, 1, form, tokenizer, args, cuts_trajectories=False)
+    found = measure(data, 1, form, tokenizer, args, cuts_trajectories=False, shown=args.correction_template)
     made = trainer(RACTrainer, args, data, tiny_model(vocab_size=len(tokenizer)), processing_class=tokenizer)
     examples = [Example.from_row(i, row) for i, row in enumerate(made.train_dataset)]
     assert found.rows == [(len(e.context_ids), len(e.response_ids)) for e in examples]
