@@ -44,6 +44,7 @@ def test_our_own_options_are_a_frozen_list():
         "epochs_per_iteration",
         "iteration_patience",
         "jsd_beta",
+        "log_completions",
         "max_degenerate_rate",
         "max_new_tokens",
         "min_p",

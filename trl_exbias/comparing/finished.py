@@ -16,6 +16,7 @@ _UNTOLD = (
     "logging_dir",
     "overwrite_output_dir",
     "num_rollouts_to_print",
+    "log_completions",
     "resume_from_checkpoint",
 )
 

@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.5
 _RECORD_EVERY = 5.0  # seconds: what a killed comparison can lose of its account
 _LOG_LINES = 15
 # How a run is watched, not what it does: may change between two calls.
-_LOUDNESS = ("report_to", "logging_steps", "num_rollouts_to_print", "disable_tqdm", "env")
+_LOUDNESS = ("report_to", "logging_steps", "num_rollouts_to_print", "log_completions", "disable_tqdm", "env")
 
 
 class RunFailedError(RuntimeError):

@@ -179,6 +179,14 @@ def has_length(data: Any) -> bool:
     return has_length(data)
 
 
+def tensorboard_writers(callbacks: Iterable[Any]) -> list[Any]:
+    """The open `SummaryWriter`s of a Trainer's callbacks."""
+    from transformers.integrations import TensorBoardCallback
+
+    found = [callback.tb_writer for callback in callbacks if isinstance(callback, TensorBoardCallback)]
+    return [writer for writer in found if writer is not None]
+
+
 def rotate_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
     """Removes a run's oldest checkpoints, but for the best one, until `limit` are left."""
     from transformers.trainer_utils import rotate_checkpoints

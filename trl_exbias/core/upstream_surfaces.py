@@ -80,6 +80,7 @@ SURFACES: tuple[Surface, ...] = (
     Surface("transformers.models.rwkv.modeling_rwkv:RwkvModel._rescale_layers", _UPSTREAM),
     Surface("transformers.modeling_layers:GradientCheckpointingLayer", _UPSTREAM),
     Attributes("transformers.trainer_pt_utils:LengthGroupedSampler", "loop/grouped.py", "generator"),
+    Attributes("transformers.integrations:TensorBoardCallback", _UPSTREAM, "tb_writer"),
     Called("transformers.trainer_utils:has_length", _UPSTREAM, "dataset"),
     Called(
         "transformers.trainer_utils:rotate_checkpoints",

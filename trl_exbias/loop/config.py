@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("transformers", "vllm")
 TURNS = ("last", "all")
+#: Of `report_to`, who shows a table of rollouts; TensorBoard shows it as text.
+TRACKERS = ("trackio", "wandb", "tensorboard")
 
 
 @dataclass
@@ -158,6 +160,13 @@ class IterativeSFTConfig(SFTConfig):
     num_rollouts_to_print: int = field(
         default=3, metadata={"help": "Sample rollouts shown after each rollout phase (needs `rich`); 0 for none."}
     )
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Log the first 100 rollouts of each phase as a table `completions` to the trackers of `report_to` that show one: "
+            "trackio, wandb, tensorboard."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Remove the run that `output_dir` holds instead of refusing to start."}
     )
@@ -240,6 +249,14 @@ class IterativeSFTConfig(SFTConfig):
                 ("num_rollouts_to_print", _number(self.num_rollouts_to_print) >= 0, "0 or more"),
             )
             if not is_valid
+        ] + self._tracker_problems()
+
+    def _tracker_problems(self) -> list[str]:
+        asked = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        if not self.log_completions or {*TRACKERS, "all"} & {*asked}:
+            return []
+        return [
+            f"`log_completions` needs one of {', '.join(TRACKERS)} in `report_to`, got {self.report_to!r}: name one, or leave it off."
         ]
 
     @property

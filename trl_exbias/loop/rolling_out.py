@@ -35,6 +35,7 @@ from .rollout_rows import RolloutRows
 from .rollout_stats import RolloutStats
 from .sample_table import print_rollouts
 from .saving import SavingSFTTrainer
+from .trackers import log_table, rollout_rows
 
 
 class RollingOutSFTTrainer(SavingSFTTrainer):
@@ -175,8 +176,13 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
         return RolloutProgress(title, rows, self.engine_calls_per_row, is_shown)
 
     def _show_rollouts(self, rollouts: Dataset, iteration: int) -> None:
+        if not self.is_world_process_zero():
+            return
+        if self.args.log_completions:
+            rows = rollout_rows(rollouts, self.train_dataset, self.processing_class, self.state.global_step, iteration)
+            log_table(self.args.report_to, self.callback_handler.callbacks, rows)
         number = self.args.num_rollouts_to_print
-        if number and self.is_world_process_zero():
+        if number:
             title = f"{self._name}, iteration {iteration}: sample rollouts"
             print_rollouts(rollouts, self.train_dataset, self.processing_class, number, title)
 

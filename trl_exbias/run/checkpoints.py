@@ -40,7 +40,8 @@ _INHERITED = (
 PLAN_SETTINGS = ("max_steps", "num_train_epochs", "num_iterations", "sft_epochs", "epochs_per_iteration")
 # How fast, or how loudly, but not what: a run may be resumed with others.
 _FREE = (
-    *("rollout_engine", "vllm_", "rollout_batch_tokens", "num_rollouts_to_print", "overwrite_output_dir"),
+    *("rollout_engine", "vllm_", "rollout_batch_tokens", "num_rollouts_to_print", "log_completions"),
+    "overwrite_output_dir",
     # (What rollouts follow from is checked where they are: a phase that was trained on must be the same.)
     "max_new_tokens",
     "max_degenerate_rate",
