@@ -10,6 +10,7 @@ from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
 from ..settings.methods import methods
 from ..settings.recipe import exit_with
+from .screen import calm_imports
 
 
 COMMANDS = {
@@ -29,6 +30,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    calm_imports()
     try:
         with closed_pipe_is_no_error():
             status = _run(arguments)

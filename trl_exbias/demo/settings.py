@@ -11,5 +11,5 @@ RUN_SETTINGS: dict[str, Any] = {
     "report_to": "none",
     "use_cpu": True,
     "bf16": False,
-    "num_rollouts_to_print": 2,
+    "num_rollouts_to_print": 0,
 }

@@ -30,6 +30,7 @@ SOFT_LABELS = "soft-labels"
 TRUNK_STATES = "trunk-states"
 SERVED_POLICY = "served-policy"  # there during a rollout phase with vLLM
 VLLM_LOG = "vllm-{rank}.log"
+LOG_FILE = "log.txt"  # what the libraries of a command have said; `log-1.txt` is another process's
 _PACKAGES = (
     "trl-exbias",
     "trl",
@@ -91,7 +92,8 @@ def _traces(output_dir: str) -> list[Path]:
     folder = Path(output_dir)
     names = (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, TRUNK_STATES, SERVED_POLICY)
     found = [*(folder / name for name in names), *sorted(folder.glob("checkpoint-*"))]
-    return [path for path in [*found, *sorted(folder.glob(VLLM_LOG.format(rank="*")))] if path.exists()]
+    logs = [*sorted(folder.glob(VLLM_LOG.format(rank="*"))), folder / LOG_FILE, *sorted(folder.glob("log-[0-9]*.txt"))]
+    return [path for path in [*found, *logs] if path.exists()]
 
 
 def redact(value: Any, key: str = "") -> Any:
