@@ -25,7 +25,7 @@ class BASHTrainer(IterativeSFTTrainer):
 
     Relations: [`RACTrainer`] lets the policy answer freely and corrects what it said, for about four times the rollout
     cost; BASH stays at gold length and close to gold. With β = 0 there is nothing to mix, and training is SFT.
-    [`DaDDaggerTrainer`](dad_dagger) adds a teacher's distribution to the gold label.
+    [`DaDDaggerTrainer`] adds a teacher's distribution to the gold label.
 
     References: Cen et al., *Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens*, TMLR 2025,
     Section 3.1, Algorithm 1.
