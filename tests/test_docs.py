@@ -82,6 +82,14 @@ def test_migrating_from_spin_runs(execute):
     assert execute(code)["trainer"].state.global_step > 0
 
 
+def test_the_readme_fits_one_screen_and_its_eight_lines_work(execute):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [code for kind, code in _BLOCK.findall(text) if kind == "python"]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) == 8 and len(text.splitlines()) <= 45
+    assert execute(code)["trainer"].state.global_step > 0
+
+
 def test_own_data_is_checked_and_trained_on(model, tmp_path):
     """The page's two files, as they are but for the model, and its two commands."""
     (rows,), (recipe,) = blocks("get_started/own_data.md", "json"), blocks("get_started/own_data.md", "yaml")
@@ -123,7 +131,7 @@ def test_the_picture_of_the_mask_is_the_mask():
     assert {*map(tuple, mask[0, 0].nonzero().tolist())} == {*pictures.seen([*kinds])}
 
 
-@pytest.mark.parametrize("draw", [pictures.loop, pictures.branches, pictures.prefixes], ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("draw", pictures.DRAWN, ids=lambda draw: draw.__name__)
 def test_the_pictures_are_those_that_the_script_draws(draw):
     assert (pictures.FOLDER / f"{draw.__name__}.svg").read_text(encoding="utf-8") == draw()
 

@@ -135,9 +135,26 @@ def prefixes() -> str:
     return picture(690, 210, "Exposure bias", parts)
 
 
+def demo() -> str:
+    """The recorded output of `exbias demo --quick`, docs/pictures/demo.txt."""
+    lines = (FOLDER / "demo.txt").read_text(encoding="utf-8").splitlines()
+    width, height = 24 + 7.85 * max(map(len, lines)), 30 + 19 * len(lines)
+    rows = [
+        f'<text x="14" y="{30 + 19 * i}" fill="#d6deeb" xml:space="preserve" font-family="DejaVu Sans Mono, Menlo, '
+        f'Consolas, monospace" font-size="13" textLength="{7.85 * len(line):.1f}">{escape(line)}</text>'
+        for i, line in enumerate(lines)
+        if line
+    ]
+    card = f'<rect width="{width:.0f}" height="{height}" rx="10" fill="#1b2230"/>'
+    return picture(round(width), height, "exbias demo --quick", [card, *rows])
+
+
+DRAWN = (loop, branches, prefixes, demo)
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for draw in (loop, branches, prefixes):
+    for draw in DRAWN:
         (FOLDER / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")
 
 
