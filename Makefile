@@ -75,8 +75,8 @@ bench-gpu:
 gpu-bundle: setup
 	$(RUN) -m examples.gpu_bundle
 
-# Calques in the documentation (docs/style_guide.md), except on pages that are still to be rewritten.
-NOT_YET_PLAIN := docs/benchmarks.md docs/engines.md
+# Calques (docs/style_guide.md) in the documentation, in strings and in comments, except where they are still to be rewritten.
+NOT_YET_PLAIN := docs/benchmarks.md docs/engines.md $(addprefix trl_exbias/,core methods evaluation bench)
 
 # The site, in an environment of its own: without torch, the sources of trl and transformers are all that is read of them.
 docs: $(VENV)-docs/.installed
@@ -94,7 +94,7 @@ $(VENV)-docs/.installed: pyproject.toml .ci/docs.txt .ci/constraints.txt
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m tests.prose $(filter-out $(NOT_YET_PLAIN),$(sort $(wildcard docs/*.md docs/*/*.md)))
+	$(RUN) -m tests.prose README.md CONTRIBUTING.md $(sort $(filter-out $(NOT_YET_PLAIN),$(wildcard docs/*.md docs/*/*.md trl_exbias/*)))
 	$(RUN) -m mypy
 
 clean:

@@ -1,8 +1,10 @@
 """What the pages show works: every Python block and both sides of every diff, on tiny models; every setting has its unit."""
 
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,33 @@ def test_the_nav_names_every_page_once():
     named = pages(yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"])
     generated = {"contributing.md", "changelog.md", *(f"reference/{n}.md" for n in ("api", "settings", "commands"))}
     assert sorted(named) == sorted({path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} | generated)
+
+
+def _messages() -> str:
+    """The strings of the package, each in one piece, without backticks and with a blank for what is filled in."""
+    found = []
+    for path in (ROOT / "trl_exbias").rglob("*.py"):
+        said = ""
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+            if token.type == tokenize.STRING:
+                opened = re.match(r"(?i)[a-z]*(\"\"\"|'''|\"|')", token.string)
+                said += token.string[opened.end() : -len(opened[1])]
+            elif token.type not in (tokenize.NL, tokenize.COMMENT):
+                said += "\0"
+        found.append(re.sub(r"\{[^{}]*\}", " ", said).replace("`", ""))
+    return "\n".join(found)
+
+
+def test_the_messages_on_the_page_of_troubles_are_those_that_are_printed():
+    table = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = [line.removeprefix("| ").split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    shown = [message for cell in cells for message in re.findall(r"``? ?(.+?) ?``?(?=,|$| near)", cell)]
+    pieces = {
+        piece.strip(" `")
+        for message in shown
+        for piece in re.split(r"…|\b[NM]%?(?= )|\b\d+\b", message.replace("`", ""))
+        if len(piece.strip(" `")) > 3
+    }
+    assert len(pieces) > 30
+    printed = re.sub(r" +", " ", _messages())
+    assert not {piece for piece in pieces if piece not in printed}

@@ -68,7 +68,7 @@ def test_plain_sft_has_one_schedule_of_the_learning_rate(tmp_path):
         ({"runs": {"a": {"method": "bash", "bata": 1}}}, "a: `bata` is not a known key. Did you mean `beta`?"),
         ({"runs": {"a": {"method": "sft", "beta": 0.1}}}, "plain SFT has none"),
         ({"runs": {"a": {"method": "sft", "output_dir": "x"}}}, "set by the comparison itself"),
-        ({"runs": {"a/b": {"method": "sft"}}}, "is no name for a run"),
+        ({"runs": {"a/b": {"method": "sft"}}}, "cannot name a run"),
         ({"runs": {"a": {"method": "bash", "sweep": {"beta": 0.1}}}}, "`sweep: beta` must be a list"),
         ({"runs": {"a": {"method": "bash", "sweep": {"beta": [0.1, 0.1]}}}}, "two runs are called `a-beta-0.1`"),
         ({"runs": {"a": {"method": "sft", "max_steps": 5}}}, "`max_steps` is what `equal: tokens` sets"),

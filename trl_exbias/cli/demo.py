@@ -15,7 +15,7 @@ _ROWS, _HELD_OUT, _SEED = 48, 24, 0
 _QUICK_ROWS, _QUICK_HELD_OUT = 12, 6
 _NEXT = """
 What to do next
-  exbias rollouts inspect {output_dir}/bash      what the policy made of its prompts
+  {inspect:<44} what the policy made of its prompts
   exbias recipes list                          settings for larger models and real data
   exbias check RECIPE.yaml                     steps, memory and disk of a run, before it is started
   exbias bash --config RECIPE.yaml             train{full}"""
@@ -79,7 +79,7 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int, quick: bool, log: 
     print_table(results, num_held_out)
     if not quick:
         print_exposure_bias(reports, plot)
-    print(_NEXT.format(output_dir=output_dir, full=_FULL if quick else ""))
+    print(_NEXT.format(inspect=f"exbias rollouts inspect {output_dir}/bash", full=_FULL if quick else ""))
     print(f"\nRuns (model, rollouts, metrics.jsonl, run.json): {output_dir.resolve()}\n{log.summary()}")
     seconds = time.perf_counter() - started
     print(f"Took {seconds:.0f} seconds." if seconds < 180 else f"Took {seconds / 60:.1f} minutes.")

@@ -13,7 +13,7 @@ from ..core.upstream import launch
 from ..run.errors import RESUME_EXIT_CODE
 
 
-# After SIGTERM torch's launcher kills its processes when so many seconds are over; a checkpoint of a 7B model takes
+# After SIGTERM torch's launcher kills its processes after this many seconds; a checkpoint of a 7B model takes
 # longer than the usual 30.
 _SECONDS_TO_SAVE = "600"
 

@@ -35,7 +35,7 @@ def launch(name: str, argv: list[str]) -> int:
 
 
 def _script(method: Method) -> list[str]:
-    """The module that trains with a method, and what it is told beside a recipe's keys."""
+    """The module that trains with a method, and what it is told in addition to a recipe's keys."""
     command, *rest = method.command
     return [f"trl_exbias.cli.{command.replace('-', '_')}", *rest]
 

@@ -7,7 +7,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 
-_BAR = "{desc:<47}{bar:20} {n_fmt}/{total_fmt} steps, {elapsed}"
+_WIDTH = 56
+_BAR = f"{{desc:<{_WIDTH}}}" + "{bar:20} {n_fmt}/{total_fmt} steps, {elapsed}"
 
 
 class PhaseBars(TrainerCallback):
@@ -42,7 +43,7 @@ class PhaseBars(TrainerCallback):
         if logs and "rollout/num_tokens" in logs:
             # The phase's own bar is gone by now.
             said = f"{logs['rollout/num_tokens']:,} tokens in {logs['seconds/rollouts']:.0f} s"
-            print(f"{self.name + ': rolling out':<47}{said}", flush=True)
+            print(f"{self.name + ': rolling out':<{_WIDTH}}{said}", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._close()

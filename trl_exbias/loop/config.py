@@ -63,7 +63,7 @@ class IterativeSFTConfig(SFTConfig):
     num_rollouts: int | None = field(
         default=None,
         metadata={
-            "help": "Rows rolled out in each iteration, drawn anew each time; the others train on gold. Default: all."
+            "help": "Rows rolled out in each iteration, drawn again each time; the others train on gold. Default: all."
         },
     )
     rollout_engine: str = field(

@@ -241,7 +241,7 @@ class JointSFTTrainer(SFTTrainer):
 
         Args:
             inputs (`dict`): `input_ids`, `shift_labels`, and what the layout needs; see [`BranchCollator`].
-            kinds, weights (`torch.Tensor` of shape `(rows, length)`): Of each label.
+            kinds, weights (`torch.Tensor` of shape `(rows, length)`): Kind and weight of each label.
             counts (`torch.Tensor` of shape `(len(self.loss_terms()),)`): What each loss term is divided by, of the global batch.
 
         Returns:

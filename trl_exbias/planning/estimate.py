@@ -39,8 +39,8 @@ class PhaseMemory:
 class Estimate:
     """
     Args:
-        facts ([`ModelFacts`]): Of the model.
-        teacher ([`ModelFacts`], *optional*): Of the teacher.
+        facts ([`ModelFacts`]): The model's.
+        teacher ([`ModelFacts`], *optional*): The teacher's.
         phases (`list[PhaseMemory]`): In the order in which they come; empty where the batches' shapes are not known.
         state_bytes (`int`): That are kept of each token where frozen layers are run once; 0 where they are run in every step.
     """
@@ -173,7 +173,7 @@ class _Planner:
         return found
 
     def _rollout_tokens(self, phase: PlannedPhase, layout: Layout) -> int:
-        """Of one batch: as many rows as the budget allows, one at least, and not more than there are."""
+        """Rows of one batch: as many as the budget allows, one at least, and not more than there are."""
         most = self.args.rollout_batch_tokens
         if phase.rollout_rows is not None:
             most = min(most, phase.rollout_rows * layout.length)

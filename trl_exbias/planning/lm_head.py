@@ -30,7 +30,7 @@ class HeadMemory:
 
     Args:
         chunks (`int`): Tiles of a chunk's logits: gone when the scoring is done.
-        gradients (`int`): Of the hidden states and of the head's weight, until the backbone's backward takes them over.
+        gradients (`int`): Gradients of the hidden states and of the head's weight, until the backbone's backward takes them over.
     """
 
     chunks: int

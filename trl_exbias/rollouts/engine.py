@@ -20,7 +20,7 @@ class SamplingOptions:
         top_k (`int`, *optional*, defaults to `0`):
             Keep the `top_k` most probable tokens. `0` keeps all.
         max_new_tokens (`int`, *optional*, defaults to `256`):
-            `sample` ends a sequence after so many tokens.
+            `sample` ends a sequence after this many tokens.
         stop_token_ids (`tuple[int, ...]`, *optional*):
             `sample` ends a sequence after any of these; the stop token is kept. `mix` ignores them.
         excluded_token_ids (`tuple[int, ...]`, *optional*):

@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind besides its checkpoints, and what it refuses to write over."""
+"""The run directory: what a run leaves in addition to its checkpoints, and what it refuses to write over."""
 
 import contextlib
 import json
@@ -177,7 +177,7 @@ def _reporting_failed_writes(path: Path) -> Iterator[None]:
 
 
 def _forget_steps_after(path: Path, step: int) -> None:
-    """Drops what a run logged behind the step that it is resumed from: those steps come again."""
+    """Drops what a run logged after the step that it is resumed from: those steps come again."""
     if not path.is_file():
         return
     kept = []
