@@ -76,7 +76,7 @@ gpu-bundle: setup
 	$(RUN) -m examples.gpu_bundle
 
 # Calques (docs/style_guide.md) in the documentation, in strings and in comments, except where they are still to be rewritten.
-NOT_YET_PLAIN := docs/benchmarks.md docs/engines.md $(addprefix trl_exbias/,core methods evaluation bench)
+NOT_YET_PLAIN := $(addprefix trl_exbias/,core methods evaluation bench)
 
 # The site, in an environment of its own: without torch, the sources of trl and transformers are all that is read of them.
 docs: $(VENV)-docs/.installed

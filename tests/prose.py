@@ -27,7 +27,7 @@ CALQUES = (
     Calque("go on", r"(?i)\b(go|goes|going|gone|went) on\b(?! (top|disk|the)\b)", "continue"),
     Calque(
         "is no",
-        r"(?i)(?<!\bthere )\b(is|are|was|were) no\b(?! (longer|more|less|fewer|worse|better|different|\w+er)\b)",
+        r"(?i)(?<!\bthere )\b(is|are|was|were) no\b(?! (longer|more|less|fewer|worse|better|different|(?!folder|number|answer|paper|helper|adapter|parameter|trainer)\w+er)\b)",
         "is not",
     ),
     Calque("so many", r"(?i)(?<!, )\bso many\b(?! of\b)", "that many"),
@@ -44,11 +44,13 @@ CALQUES = (
     Calque("reckon", r"(?i)\breckon(?!ing\b)", "calculate"),  # dead reckoning is a term
 )
 
+#: Where code comes between two strings or comments: nothing that is looked for goes across.
+_CODE = " \0 "
 #: The names that a line of a docstring's `Args:` begins with.
 _PARAMETER = re.compile(r"^( +)[\w, ]+(?= \(`)", re.MULTILINE)
 _EXEMPT = (
     re.compile(r"^([ \t]*)```.*?^\1```", re.MULTILINE | re.DOTALL),
-    re.compile(r"``.+?``|`[^`]+`", re.DOTALL),
+    re.compile(r"``[^\0]+?``|`[^`\0]+`"),
     re.compile(r"(?<=\])\([^)\n]*\)"),
     re.compile(r'"[^"\n]*"'),
 )
@@ -77,7 +79,7 @@ def calques_in(text: str) -> list[tuple[int, Calque, str]]:
 
 
 def prose_in_python(source: str) -> str:
-    """The strings and comments of a Python source on the lines that they are on; `~` where code comes between two of them."""
+    """The strings and comments of a Python source on the lines that they are on, with a mark where code comes between."""
     lines = [""] * (source.count("\n") + 2)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         row = token.start[0] - 1
@@ -91,9 +93,9 @@ def prose_in_python(source: str) -> str:
             if "f" in prefix.lower():
                 said = re.sub(r"\{[^{}]*\}", "~", said)
             for i, line in enumerate(_PARAMETER.sub(r"\1~", said).split("\n")):
-                lines[row + i] += line if i else (" ~ " if quote == '"""' else "") + line
-        elif token.type not in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
-            lines[row] += " ~ "
+                lines[row + i] += line if i else (_CODE if quote == '"""' else "") + line
+        elif token.type not in (tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER):
+            lines[row] += _CODE
     return "\n".join(lines)
 
 

@@ -215,7 +215,7 @@ def _check_conversation(problems: Problems, batch: dict[str, pa.Array], name: st
         return
     is_empty = (turns.lengths == 0) | turns.of_last(turns.is_blank)
     problems.add(is_empty, f"have an empty response in `{name}`", "Drop them.")
-    # A single turn that is no answer is said to be none below.
+    # A single turn that is not an answer is said to be none below.
     alone = (turns.lengths == 1) & ~is_empty & turns.of_last(is_answer(turns.roles))
     problems.add(
         alone, f"have nothing before the answer in `{name}`", "Drop them, or fill in the turn that is answered."

@@ -41,7 +41,7 @@ class TargetChunk:
     Args:
         probabilities (`torch.Tensor` of shape `(n, V)`): What the policy is pulled towards: `−∂CE/∂logits + p_θ`.
         cross_entropy (`torch.Tensor` of shape `(n,)`): `−Σ p* log p_θ`, nats.
-        entropy (`torch.Tensor` of shape `(n,)`): Of the teacher; `cross_entropy − entropy` is the KL divergence.
+        entropy (`torch.Tensor` of shape `(n,)`): The teacher's; `cross_entropy − entropy` is the KL divergence.
     """
 
     probabilities: torch.Tensor
@@ -132,7 +132,7 @@ class DistillationScores:
         loss (`torch.Tensor`): The scalar of the module's docstring, with gradient.
         nll, cross_entropy, kl (`torch.Tensor` of shape `(N,)`): Nats at each position, without gradient.
             `cross_entropy` and `kl` carry the factor τ².
-        entropy (`torch.Tensor` of shape `(N,)`): Of the policy, nats.
+        entropy (`torch.Tensor` of shape `(N,)`): The policy's, in nats.
         is_top1 (`torch.Tensor` of shape `(N,)`): Whether the hard label is the policy's most probable token.
     """
 

@@ -33,19 +33,19 @@ class EvaluationOptions:
         (), "hub id, folder or file, for every suite; SUITE=DATA for one of them (default: the suite's own)", nargs="+"
     )
     data_config: str | None = _option(None, "configuration of a hub data set")
-    split: str | None = _option(None, "split or slice of one; of a single file always `train` (default: test)")
+    split: str | None = _option(None, "split or slice of one; always `train` for a single file (default: test)")
     prompt_template: str | None = _option(None, "jinja over the columns")
     completion_template: str | None = _option(None, "jinja over the columns; the reference")
     references_column: str | None = _option(None, "column with a list of references, where there are several")
     as_conversation: bool | None = _option(
-        None, "render prompts with the chat template (default: as the suite has it; of messages always)"
+        None, "render prompts with the chat template (default: as the suite has it; always for messages)"
     )
     chat_template_kwargs: str | None = _option(
         None, "arguments of the chat template for all rows, as JSON; a row's own, in a column of this name, win"
     )
     text_field: str = _option("text", "column of plain text")
     context_length: int = _option(128, "H, tokens of true context of plain text")
-    num_examples: int | None = _option(None, "prompts, spread evenly over the data (default: all; of plain text 256)")
+    num_examples: int | None = _option(None, "prompts, spread evenly over the data (default: all; 256 of plain text)")
     # Generation
     engine: str = _option("transformers", "what generates", choices=ENGINES)
     temperature: float | None = _option(None, "0: greedy")
@@ -117,7 +117,7 @@ class EvaluationOptions:
             problems.append(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
         try:
             if not isinstance(json.loads(self.judge_extra_body or "{}"), dict):
-                raise UsageError("it is no JSON object")
+                raise UsageError("it is not a JSON object")
         except ValueError as error:
             problems.append(f"`judge_extra_body` cannot be read: {error}.")
         try:

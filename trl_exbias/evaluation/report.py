@@ -9,10 +9,10 @@ from .tables import aligned
 
 
 NOTES = """\
-teacher-forced  Cross-entropy of the true next token after true tokens. Says how well the model predicts, not how it goes on
+teacher-forced  Cross-entropy of the true next token after true tokens. Says how well the model predicts, not how it continues
                 from its own words.
 free-running    Cross-entropy of the true token after the model's own tokens. Compares models on the same data. A model
-                lowers it by hedging on contexts that look like its own: read it beside the teacher-forced figure.
+                lowers it by hedging on contexts that look like its own: read it together with the teacher-forced figure.
 gap             Free-running minus teacher-forced. 0 at step 1. Not an absolute measure of exposure bias: even the true
                 distribution has a positive gap, because what it samples is not the one text that was written."""
 TEACHER_NOTES = """\
@@ -30,7 +30,7 @@ class Measurement:
     Args:
         exposure_bias ([`ExposureBias`]): Over the horizon.
         perplexity ([`Perplexity`], *optional*): With a sliding context; `None` where the data have no documents.
-        bytes_per_token (`float`): Of the scored tokens' text.
+        bytes_per_token (`float`): Bytes a token of the scored tokens' text.
     """
 
     exposure_bias: ExposureBias

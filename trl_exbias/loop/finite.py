@@ -1,4 +1,4 @@
-"""A run stops at the first loss that is no number, and saves nothing over its last good state."""
+"""A run stops at the first loss that is not a number, and saves nothing over its last good state."""
 
 import torch
 

@@ -21,7 +21,7 @@ class BASHTrainer(IterativeSFTTrainer):
     Differs from [`IterativeSFTTrainer`] only in `build_branches`.
 
     Requirements: as [`IterativeSFTTrainer`]; works on prompt-completion, conversational, plain-text and tokenised data
-    (plain text: everything behind the first token is the response).
+    (plain text: everything after the first token is the response).
 
     Relations: [`RACTrainer`] lets the policy answer freely and corrects what it said, for about four times the rollout
     cost; BASH stays at gold length and close to gold. With β = 0 there is nothing to mix, and training is SFT.

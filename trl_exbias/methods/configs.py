@@ -71,7 +71,7 @@ class SPINConfig(IterativeSFTConfig):
 
     _rollout_settings = (*IterativeSFTConfig._rollout_settings, "max_new_tokens")
 
-    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the gold (SFT) term beside SPIN's loss."})
+    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the gold (SFT) term next to SPIN's loss."})
     spin_lambda: float = field(
         default=0.1,
         metadata={"help": "λ, how strongly the policy is held to the iteration's starting policy; above 0."},

@@ -15,7 +15,7 @@ class MixingPlan(PhasePlan):
 
 
 class ScheduledSamplingPlan(MixingPlan):
-    """The same, drawn anew in every step."""
+    """The same, drawn again in every step."""
 
     title = "Scheduled sampling"
     draws_in_steps = True

@@ -161,7 +161,7 @@ def checkpoint_to_resume(
             return None
     else:
         folder = Path(wanted)
-        problem = completeness_problem(folder) if folder.is_dir() else "it is no folder"
+        problem = completeness_problem(folder) if folder.is_dir() else "it is not a folder"
         if problem is not None:
             raise UsageError(
                 f"`resume_from_checkpoint={wanted}` cannot be resumed from: {problem}. Use `resume_from_checkpoint=True` for "

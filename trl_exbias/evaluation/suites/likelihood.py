@@ -46,7 +46,7 @@ def _figures(work: Work) -> dict[str, Figure]:
 def _of_documents(
     work: Work, model: Any, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[np.ndarray, list[str], list[str]]:
-    """Every stride-th token behind exactly `context_length` true ones: its NLL, its place and its text."""
+    """Every stride-th token after exactly `context_length` true ones: its NLL, its place and its text."""
     from ...methods.dad_dagger.trajectories import starts
     from ..perplexity import sliding_nll
 

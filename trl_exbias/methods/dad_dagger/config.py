@@ -27,7 +27,7 @@ class DaDDaggerConfig(IterativeSFTConfig):
     iteration_patience: int | None = field(
         default=1,
         metadata={
-            "help": "Evaluations in a row without a better loss after which an iteration ends and its best weights go on; "
+            "help": "Evaluations in a row without a better loss after which an iteration ends and its best weights continue; "
             "acts where there is an evaluation set. None: never."
         },
     )
@@ -47,7 +47,7 @@ class DaDDaggerConfig(IterativeSFTConfig):
     )
     aggregate: str = field(
         default="all",
-        metadata={"help": "Rollouts that an iteration trains on: of 'all' iterations, the 'last', or the last n."},
+        metadata={"help": "Iterations whose rollouts are trained on: 'all', the 'last', or the last n."},
     )
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft labels and their loss."})
     teacher_model_name_or_path: str | None = field(
