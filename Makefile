@@ -75,9 +75,6 @@ bench-gpu:
 gpu-bundle: setup
 	$(RUN) -m examples.gpu_bundle
 
-# Calques (docs/style_guide.md) in the documentation, in strings and in comments, except where they are still to be rewritten.
-NOT_YET_PLAIN := $(addprefix trl_exbias/,core methods evaluation bench)
-
 # The site, in an environment of its own: without torch, the sources of trl and transformers are all that is read of them.
 docs: $(VENV)-docs/.installed
 	$(VENV)-docs/bin/python -m mkdocs build --strict
@@ -94,7 +91,7 @@ $(VENV)-docs/.installed: pyproject.toml .ci/docs.txt .ci/constraints.txt
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m tests.prose README.md CONTRIBUTING.md $(sort $(filter-out $(NOT_YET_PLAIN),$(wildcard docs/*.md docs/*/*.md trl_exbias/*)))
+	$(RUN) -m tests.prose README.md CONTRIBUTING.md docs trl_exbias website
 	$(RUN) -m mypy
 
 clean:

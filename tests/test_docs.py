@@ -93,7 +93,7 @@ def test_the_readme_fits_one_screen_and_its_eight_lines_work(execute):
 
 
 def test_own_data_is_checked_and_trained_on(model, tmp_path):
-    """The page's two files, as they are but for the model, and its two commands."""
+    """The page's two files, as they are except for the model, and its two commands."""
     (rows,), (recipe,) = blocks("get_started/own_data.md", "json"), blocks("get_started/own_data.md", "yaml")
     (tmp_path / "rows.jsonl").write_text(rows)
     keys = yaml.safe_load(recipe) | {"model_name_or_path": model, "use_cpu": True, "max_degenerate_rate": 1.0}
@@ -129,7 +129,8 @@ def test_the_generated_pages_hold_every_setting_and_command():
 def test_the_picture_of_the_mask_is_the_mask():
     kinds = "xxxyyyzzz"
     segments = torch.tensor([["xyz".index(kind) for kind in kinds]])
-    mask = branch_attention_mask(segments, torch.zeros_like(segments), PretrainedConfig(attn_implementation="sdpa"))
+    examples, positions = torch.zeros_like(segments), torch.tensor([[0, 1, 2, 3, 4, 5, 3, 4, 5]])
+    mask = branch_attention_mask(segments, examples, positions, PretrainedConfig(attn_implementation="sdpa"))
     assert {*map(tuple, mask[0, 0].nonzero().tolist())} == {*pictures.seen([*kinds])}
 
 

@@ -93,7 +93,7 @@ def settings_page() -> str:
                 parts += [f"## {title}", f"For `exbias {name}`, with everything under *Every method*.", _table(options)]
     shared = dict(own_sections("bash"))
     parts += ["## Every method", _table(shared["IterativeSFTConfig"])]
-    parts += ["## Data", "Of the training commands.", _table(shared["DataArguments"])]
+    parts += ["## Data", "Where the training commands find their rows.", _table(shared["DataArguments"])]
     return "\n\n".join(dict.fromkeys(parts)) + "\n"
 
 
