@@ -87,14 +87,28 @@ def settings_page() -> str:
         "[`SFTConfig`](https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig) come on top and keep their meaning. This page is "
         "made from the configurations' own help.",
     ]
+    seen: set[str] = set()
     for name in methods():
-        for title, options in own_sections(name):
-            if title not in _SHARED:
-                parts += [f"## {title}", f"For `exbias {name}`, with everything under *Every method*.", _table(options)]
+        own = [(title, options) for title, options in own_sections(name) if title not in (*_SHARED, *seen)]
+        for title, options in own:
+            parts += [
+                f"## {title}",
+                f"For `exbias {name}`, with everything under [Every method](#every-method).",
+                _table(options),
+            ]
+        seen |= {title for title, _ in own}
+        if not own:
+            parts += [f"## {name}", f"`exbias {name}` has no settings of its own: {_parents(name)}"]
     shared = dict(own_sections("bash"))
     parts += ["## Every method", _table(shared["IterativeSFTConfig"])]
     parts += ["## Data", "Where the training commands find their rows.", _table(shared["DataArguments"])]
-    return "\n\n".join(dict.fromkeys(parts)) + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def _parents(name: str) -> str:
+    """Where the settings are of a method that adds none."""
+    titles = [title for title, _ in own_sections(name) if title not in _SHARED]
+    return f"it takes those of {' and '.join(f'[{title}](#{title.lower()})' for title in titles)}."
 
 
 def _table(options: list[Option]) -> str:

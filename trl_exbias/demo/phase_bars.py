@@ -24,19 +24,21 @@ class PhaseBars(TrainerCallback):
         self.trainer, self.name = trainer, name
         self.bar: tqdm | None = None
         self.iteration = -1
+        self.left = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         iteration = self.trainer.plan.iteration_at(state.global_step + 1)
         if iteration != self.iteration:
             self._close()
             self.iteration = iteration
-            total = self.trainer.plan.num_updates(iteration)
-            self.bar = tqdm(desc=self._title(iteration), total=total, bar_format=_BAR, delay=0)
+            self.left = self.trainer.plan.num_updates(iteration)
+            self.bar = tqdm(desc=self._title(iteration), total=self.left, bar_format=_BAR, delay=0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update()
-            if self.bar.n >= self.bar.total:
+            self.left -= 1
+            if self.left <= 0:
                 self._close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:

@@ -35,8 +35,8 @@ class EvaluationOptions:
     data_config: str | None = _option(None, "configuration of a hub data set")
     split: str | None = _option(None, "split or slice of one; always `train` for a single file (default: test)")
     prompt_template: str | None = _option(None, "jinja over the columns")
-    completion_template: str | None = _option(None, "jinja over the columns; the reference")
-    references_column: str | None = _option(None, "column with a list of references, where there are several")
+    completion_template: str | None = _option(None, "jinja over the columns: the reference")
+    references_column: str | None = _option(None, "column with a list of references, if there are several")
     as_conversation: bool | None = _option(
         None, "render prompts with the chat template (default: as the suite has it; always for messages)"
     )
@@ -47,22 +47,22 @@ class EvaluationOptions:
     context_length: int = _option(128, "H, tokens of true context of plain text")
     num_examples: int | None = _option(None, "prompts, spread evenly over the data (default: all; 256 of plain text)")
     # Generation
-    engine: str = _option("transformers", "what generates", choices=ENGINES)
-    temperature: float | None = _option(None, "0: greedy")
+    engine: str = _option("transformers", "engine that generates", choices=ENGINES)
+    temperature: float | None = _option(None, "sampling temperature; 0 is greedy")
     top_p: float = _option(1.0, "nucleus")
-    max_new_tokens: int | None = _option(None, "tokens after which a response is cut")
+    max_new_tokens: int | None = _option(None, "tokens after which a response is cut off")
     num_generations: int | None = _option(None, "responses to each prompt; figures are means over them, with their std")
-    seed: int = _option(0, "of every draw, together with the prompt and the number of the response")
+    seed: int = _option(0, "seed of every draw, together with the prompt and the number of the response")
     max_batch_tokens: int | None = _option(
         None,
-        "tokens of one batch, with padding: what is lost at most when it is killed (default: 16384; 4096 on a CPU)",
+        "tokens of one batch, padding included; a killed run loses no more than that (default: 16384; 4096 on a CPU)",
     )
     # Exposure bias
     horizon: int = _option(10, "T, steps of free running")
     num_samples: int = _option(4, "free runs from each start")
     # Models
-    dtype: str = _option("auto", "of the weights: auto, float32, bfloat16, float16")
-    device: str | None = _option(None, "default: an accelerator where there is one")
+    dtype: str = _option("auto", "type of the weights: auto, float32, bfloat16, float16")
+    device: str | None = _option(None, "default: an accelerator if there is one")
     trust_remote_code: bool = _option(False, "run code that comes with a model")
     # The judge
     judge_url: str | None = _option(None, "an OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1")
@@ -76,14 +76,14 @@ class EvaluationOptions:
     judge_timeout: float = _option(60.0, "seconds to wait for an answer, at each attempt; a judge on a CPU needs more")
     judge_extra_body: str | None = _option(
         None,
-        "fields of the request that only this endpoint knows, as JSON, e.g. to hold a small judge to the form of an answer",
+        "fields of the request that only this endpoint knows, as JSON, e.g. to make a small judge keep to the form of an answer",
     )
     both_orders: bool = _option(False, "ask for a win in both orders")
     task: str | None = _option(None, "what a win is judged on: the judge's prompt (default: summarization)")
     criteria: str | None = _option(None, "G-Eval: name of shipped criteria, or a file")
     dry_run: bool = _option(False, "print the judge's prompts and the estimated cost; ask and generate nothing")
     # Other models that measure
-    embedding_model: str = _option("sentence-transformers/all-mpnet-base-v2", "of the embedding distance")
+    embedding_model: str = _option("sentence-transformers/all-mpnet-base-v2", "model of the embedding distance")
     # What is written
     output: Path = _option(Path("evaluations"), "folder of evaluation.json, plots and what is kept")
     generations: Path | None = _option(None, "folder of kept generations (default: OUTPUT/generations)")
