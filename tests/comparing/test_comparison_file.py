@@ -72,7 +72,7 @@ def test_plain_sft_has_one_schedule_of_the_learning_rate(tmp_path):
         ({"runs": {"a": {"method": "bash", "sweep": {"beta": 0.1}}}}, "`sweep: beta` must be a list"),
         ({"runs": {"a": {"method": "bash", "sweep": {"beta": [0.1, 0.1]}}}}, "two runs are called `a-beta-0.1`"),
         ({"runs": {"a": {"method": "sft", "max_steps": 5}}}, "`max_steps` is what `equal: tokens` sets"),
-        ({"runs": {"untrained": {"method": "sft"}}}, "call the run otherwise"),
+        ({"runs": {"untrained": {"method": "sft"}}}, "give the run another name"),
         ({"base": {"output_dir": "x"}}, "`output_dir` is set by the comparison itself"),
         ({"evaluate": {}}, "`evaluate`: `suites` is empty"),
         ({"evaluate": {"suites": ["rogue"]}}, "Did you mean `rouge`?"),

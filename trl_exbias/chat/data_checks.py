@@ -107,8 +107,8 @@ def readable(dataset: Any, name: str) -> Any:
     taken = [column for column in reserved if column in dataset.column_names]
     if taken:
         logger.warning(
-            f"The {name} has columns of names that training has a meaning for ({', '.join(taken)}): they are left out. Rename "
-            "them if they are needed."
+            f"The {name} has columns whose names have a meaning in training ({', '.join(taken)}). They are left out. Rename "
+            "them if you need them."
         )
         dataset = dataset.remove_columns(taken)
     return dataset

@@ -240,7 +240,7 @@ def _report_differing(marked: Dataset, first: int, number: int, tokenizer: PreTr
     own = tokenizer.decode(row["input_ids"][split:])
     logger.warning(
         f"The training tokens of {number} of {len(marked)} rows do not begin with the prompt that the model is given "
-        "at inference: the chat template renders an answer otherwise in a conversation, or tokens merge across the boundary. "
+        "at inference: the chat template renders an answer differently in a conversation, or tokens merge across the boundary. "
         f"In row {first} the prompt ends with {tokenizer.decode(row[PROMPT])[-_SHOWN:]!r}, where the training tokens "
         f"continue with {own[:_SHOWN]!r}. Rollouts stand after the prompt of inference, gold after its own context."
     )

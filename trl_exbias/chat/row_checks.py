@@ -224,7 +224,7 @@ def _check_conversation(problems: Problems, batch: dict[str, pa.Array], name: st
 
 
 def _check_kind(problems: Problems, turns: Turns, name: str) -> None:
-    problems.add(turns.is_no_list, f"hold something else than a list of messages in `{name}`", "Drop them.")
+    problems.add(turns.is_no_list, f"hold something other than a list of messages in `{name}`", "Drop them.")
 
 
 def _check_turns(problems: Problems, turns: Turns, name: str, is_answered: bool) -> None:

@@ -224,7 +224,7 @@ def _runs(content: dict[str, Any], base: dict[str, Any], problems: list[str]) ->
         if not _NAME.fullmatch(name)
     ]
     if "untrained" in names:
-        problems.append("`untrained` is the name of the model that all begin from; call the run otherwise.")
+        problems.append("`untrained` is the name of the model that all begin from; give the run another name.")
     return runs
 
 

@@ -47,9 +47,8 @@ def rows_of(model: nn.Module, length: int) -> Rows:
     name = type(base_causal_lm(model)).__name__
     if is_new and own is not None:
         logger.warning(
-            f"{name} does not take a batch of rows at different positions ({ragged}), and its own cache is not to be relied "
-            f"on ({own}): every step of a rollout reads the sequences from their start. The tokens are the right ones; it "
-            "takes longer."
+            f"{name} does not take a batch of rows at different positions ({ragged}), and its own cache is not reliable "
+            f"({own}): every step of a rollout reads the sequences from their start. The tokens are right, but it takes longer."
         )
     elif is_new and fits:
         logger.warning(

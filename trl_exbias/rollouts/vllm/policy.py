@@ -65,7 +65,7 @@ def check_servable(model: nn.Module) -> None:
     """
     if is_multimodal(base_causal_lm(model).config):
         raise UsageError(
-            f"vLLM would serve {type(base_causal_lm(model)).__name__} with what reads its pictures or sounds, which is not "
+            f"vLLM would serve {type(base_causal_lm(model)).__name__} with the parts that read pictures or sound, which is not "
             "supported. Set `rollout_engine='transformers'`, or pass its language model alone, loaded with its own class."
         )
     has_adapter = hasattr(model, "peft_config")
