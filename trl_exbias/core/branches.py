@@ -131,7 +131,7 @@ class BranchedExample:
     def rows(self) -> Iterator[tuple[list[int], int]]:
         """
         The tokens that are read of each branch, gold's first, and how many of them gold's row begins with and other branches'
-        rows do not have of their own: of a shared row, these are its segments, one after the other.
+        rows do not have of their own. In a shared row, these are its segments, one after the other.
         """
         own_from = max(0, len(self.context_ids) - 1)
         for branch in self.branches:

@@ -85,7 +85,7 @@ def labelled(row: dict[str, Any]) -> Iterator[tuple[list[int], Branch]]:
 
 
 def segments(row: dict[str, Any]) -> Iterator[tuple[list[int], int]]:
-    """Of a joint row, the tokens that are read of each branch, and from which one on they are its own; see [`BranchedExample`]."""
+    """The tokens of a joint row that are read of each branch, and from which one on they are its own; see [`BranchedExample`]."""
     return BranchedExample.of(row).rows()
 
 

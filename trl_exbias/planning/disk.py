@@ -78,6 +78,6 @@ def soft_label_bytes(positions: int, teacher: ModelFacts, top_k: int | None) -> 
 
 
 def trunk_bytes(phases: list[PlannedPhase], row_tokens: float, state_bytes: int) -> int:
-    """Of the frozen layers' output: of every row once, and of every rollout."""
+    """Bytes of the frozen layers' output for every row once, and for every rollout."""
     rows = max(phase.rows or 0 for phase in phases)
     return state_bytes * round(rows * row_tokens + sum(phase.rollout_tokens or 0 for phase in phases))

@@ -53,7 +53,7 @@ def fused_head(
 ) -> HeadMemory:
     """
     Args:
-        positions (`int`): Positions that are scored: those with a label; of SFT on a CPU, all of a batch.
+        positions (`int`): Positions that are scored: those with a label; for SFT on a CPU, all of a batch.
         head_dtype, compute_dtype (`torch.dtype`): What the weight is stored in, and what is computed in.
         trained (`bool`): Whether the head's weight has a gradient.
     """
