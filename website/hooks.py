@@ -17,6 +17,7 @@ from website import reference  # noqa: E402
 
 
 _OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+_REFERENCE = re.compile(r"\[<code>~?([\w.]+)</code>\](?!\()")
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
@@ -46,3 +47,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return match[0] if place.is_relative_to(config.docs_dir) or not place.exists() else text
 
     return _LINK.sub(leaves, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """References as TRL's docstrings write them, such as [`~trl.SFTTrainer`]: links where the page has the object, else names."""
+    objects = {place.rpartition(".")[2]: place for place in re.findall(r'id="(trl_exbias\.[\w.]+)"', html)}
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1].rpartition(".")[2]
+        code = f"<code>{name}</code>"
+        return f'<a href="#{objects[name]}">{code}</a>' if name in objects else code
+
+    return _REFERENCE.sub(link, html)
