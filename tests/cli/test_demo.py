@@ -45,7 +45,7 @@ def test_the_output_ends_in_a_table_and_what_to_do_next(shown):
     assert "warn" not in out.lower().replace("(1 warning of a library)", "") and "{'" not in out
     assert re.search(r"^BASH +[\d.]+ → [\d.]+ +[\d.]+ → [\d.]+ +\d+% → \d+%$", out, re.MULTILINE)
     assert out.index("What to do next") > out.index("Held-out, 2 word problems")
-    assert "Log: runs/demo/log.txt" in out and (folder / "runs/demo/log.txt").is_file()
+    assert "Log: runs/demo/_log.txt" in out and (folder / "runs/demo/_log.txt").is_file()
     assert len(out.splitlines()) < 30
 
 

@@ -67,8 +67,8 @@ def test_the_output_is_calm_and_names_the_log(folder):
         "model shards",
     ):
         assert noise not in shown
-    assert "Log: calm/log.txt (1 warning of a library)" in done.stdout
-    assert "The tokenizer has new PAD/BOS/EOS tokens" in (folder / "calm" / "log.txt").read_text()
+    assert "Log: calm/_log.txt (1 warning of a library)" in done.stdout
+    assert "The tokenizer has new PAD/BOS/EOS tokens" in (folder / "calm" / "_log.txt").read_text()
 
 
 def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(folder):

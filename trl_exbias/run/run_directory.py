@@ -30,7 +30,8 @@ SOFT_LABELS = "soft-labels"
 TRUNK_STATES = "trunk-states"
 SERVED_POLICY = "served-policy"  # there during a rollout phase with vLLM
 VLLM_LOG = "vllm-{rank}.log"
-LOG_FILE = "log.txt"  # what the libraries of a command have said; `log-1.txt` is another process's
+# What the libraries of a command have said; `_log-1.txt` is another process's. transformers pushes nothing that begins so.
+LOG_FILE = "_log.txt"
 _PACKAGES = (
     "trl-exbias",
     "trl",
@@ -92,7 +93,7 @@ def _traces(output_dir: str) -> list[Path]:
     folder = Path(output_dir)
     names = (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, TRUNK_STATES, SERVED_POLICY)
     found = [*(folder / name for name in names), *sorted(folder.glob("checkpoint-*"))]
-    logs = [*sorted(folder.glob(VLLM_LOG.format(rank="*"))), folder / LOG_FILE, *sorted(folder.glob("log-[0-9]*.txt"))]
+    logs = [*sorted(folder.glob(VLLM_LOG.format(rank="*"))), folder / LOG_FILE, *sorted(folder.glob("_log-[0-9]*.txt"))]
     return [path for path in [*found, *logs] if path.exists()]
 
 
