@@ -15,6 +15,7 @@ PACKAGE = Path(trl_exbias.__file__).parent
 #: From the bottom to the top: a folder imports from those before it. `docs/development.md` has what each holds.
 FOLDERS = (
     "core",
+    "grading",
     "chat",
     "settings",
     "run",

@@ -20,6 +20,8 @@ _EXPORTS = {
     "SPINTrainer": "methods.spin",
     "ScheduledSamplingConfig": "methods.configs",
     "ScheduledSamplingTrainer": "methods.scheduled_sampling",
+    "VerifiedAnswersConfig": "methods.configs",
+    "VerifiedAnswersTrainer": "methods.verified",
 }
 __all__ = sorted(_EXPORTS)
 __version__ = "0.1.0"
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
     from .loop.config import IterativeSFTConfig
     from .loop.iterative import IterativeSFTTrainer
     from .methods.bash import BASHTrainer
-    from .methods.configs import BASHConfig, RACConfig, ScheduledSamplingConfig, SPINConfig
+    from .methods.configs import BASHConfig, RACConfig, ScheduledSamplingConfig, SPINConfig, VerifiedAnswersConfig
     from .methods.dad_dagger.config import DaDDaggerConfig
     from .methods.dad_dagger.trainer import DaDDaggerTrainer
     from .methods.rac import RACTrainer
     from .methods.scheduled_sampling import ScheduledSamplingTrainer
     from .methods.spin import SPINTrainer
+    from .methods.verified import VerifiedAnswersTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""All benchmarks: `make bench`, or `python -m examples.benchmarks` from the repository. About 45 minutes on 2 cores."""
+"""All benchmarks: `make bench`, or `python -m examples.benchmarks` from the repository. About 50 minutes on 2 cores."""
 
 from . import (
     distillation,
+    frozen_trunk,
     joint_step,
     kd_loss,
     label,
@@ -27,6 +28,7 @@ for benchmark in (
     sft_phase,
     kd_loss,
     distillation,
+    frozen_trunk,
     vllm_rollouts,
     memory_plan,
     two_processes,

@@ -19,7 +19,7 @@ BATCH = 32  # the paper's
 TRAINED = ["model.layers.9", "model.norm"]
 
 
-def main(num_rows: int = 64, repeats: int = 3) -> None:
+def main(num_rows: int = 32, repeats: int = 3) -> None:
     """A student of 10 layers, its last block and norm trained; the data alone, and with a rollout of every row."""
     teacher, tokenizer = load_model()
     data = trajectories(num_rows, tokenizer)
@@ -35,7 +35,6 @@ def measure(alpha: float, iterations: int, data, tokenizer, teacher, repeats: in
             *(data, tokenizer, teacher, folder),
             trainable_modules=TRAINED,
             per_device_train_batch_size=BATCH,
-            gradient_checkpointing=False,
             **options,
         )
         states = trainer._joint_data.trunk_states

@@ -1,15 +1,20 @@
-"""The distillation loss from hidden states in chunks against the same loss from full logits: time and peak memory."""
+"""
+The distillation loss from hidden states in chunks against the same loss from full logits, and its other divergences against
+the cross-entropy: time and peak memory.
+"""
 
 import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from trl_exbias.core.distillation import DenseTarget, distillation_scores
+from trl_exbias.core.divergences import DIVERGENCES, FORWARD_KL, Divergence
 from trl_exbias.core.modeling import LMHead
 
 from .common import alternate, report
@@ -27,15 +32,15 @@ class _Head(LMHead):
 
 
 def contestants() -> dict[str, callable]:
-    """Forward and backward of both, to the hidden states and the student's head."""
+    """Forward and backward of each, to the hidden states and the student's head."""
     torch.manual_seed(0)
     student, teacher = _Head(), _Head()
     hidden = torch.randn(POSITIONS, HIDDEN, requires_grad=True)
     teacher_hidden, labels = torch.randn(POSITIONS, HIDDEN), torch.randint(VOCAB, (POSITIONS,))
     weights = torch.full((POSITIONS,), 1 / POSITIONS)
 
-    def chunked():
-        target = DenseTarget(teacher_hidden, teacher, VOCAB)
+    def chunked(divergence=FORWARD_KL):
+        target = Divergence(divergence).between(DenseTarget(teacher_hidden, teacher, VOCAB))
         with torch.no_grad():
             hard, soft = ALPHA * weights, (1 - ALPHA) * weights
         return _backward(distillation_scores(hidden, student, labels, target, hard, soft).loss)
@@ -53,7 +58,7 @@ def contestants() -> dict[str, callable]:
         loss.backward()
         return loss.item(), hidden.grad.norm().item(), student.projection.weight.grad.norm().item()
 
-    return {"chunked": chunked, "full": full}
+    return {"full": full, **{name: partial(chunked, name) for name in DIVERGENCES}}
 
 
 def _peak_extra_bytes(name: str) -> int:
@@ -71,7 +76,7 @@ def main(repeats: int = 5) -> None:
     """1,024 positions of SmolLM2's vocabulary and width, float32."""
     runs = contestants()
     values = {name: run() for name, run in runs.items()}
-    for chunked, full in zip(values["chunked"], values["full"], strict=True):
+    for chunked, full in zip(values[FORWARD_KL], values["full"], strict=True):
         assert abs(chunked - full) < 1e-4 * abs(full), values
     seconds = alternate(runs, repeats)
     extra = {name: _peak_extra_bytes(name) for name in runs}
@@ -79,16 +84,27 @@ def main(repeats: int = 5) -> None:
     mib = {name: value / 2**20 for name, value in extra.items()}
     report(
         f"{title}, peak extra memory",
-        extra["chunked"] / extra["full"],
+        extra[FORWARD_KL] / extra["full"],
         "≤ 0.35",
-        f"{mib['chunked']:.0f} ÷ {mib['full']:.0f} MiB, equal losses and gradients",
+        f"{mib[FORWARD_KL]:.0f} ÷ {mib['full']:.0f} MiB, equal losses and gradients",
     )
     report(
         f"{title}, time",
-        seconds["chunked"] / seconds["full"],
+        seconds[FORWARD_KL] / seconds["full"],
         "≤ 1.1",
-        f"{seconds['chunked']:.2f} s ÷ {seconds['full']:.2f} s, forward and backward",
+        f"{seconds[FORWARD_KL]:.2f} s ÷ {seconds['full']:.2f} s, forward and backward",
     )
+    for name in DIVERGENCES:
+        if name != FORWARD_KL:
+            title = f"{name} ÷ cross-entropy, in chunks"
+            report(
+                f"{title}, peak extra memory",
+                extra[name] / extra[FORWARD_KL],
+                "≤ 1.3",
+                f"{mib[name]:.0f} ÷ {mib[FORWARD_KL]:.0f} MiB",
+            )
+            times = f"{seconds[name]:.2f} s ÷ {seconds[FORWARD_KL]:.2f} s"
+            report(f"{title}, time", seconds[name] / seconds[FORWARD_KL], "≤ 1.3", times)
 
 
 if __name__ == "__main__":

@@ -282,6 +282,26 @@ def test_the_text_says_the_same(recipe, capsys):
     assert "`bheta` is not a known key" in out and "GiB on each device" in out and "1 error, 0 warnings" in out
 
 
+def test_a_verifier_that_accepts_no_gold_answer_is_an_error(check, recipe):
+    status, found = check(recipe(beta=None, verifier="gsm8k"), "--method", "verified")
+    assert status == 2 and "`verifier='gsm8k'` accepts 0 of the first" in messages(found)
+    own = {"beta": None, "verifier": "number", "num_samples": 3, "num_kept": 2, "max_new_tokens": 8}
+    status, found = check(recipe(**own), "--method", "verified")
+    assert (status, found["errors"]) == (0, [])
+    joint = found["plan"]["phases"][1]
+    assert (joint["rollout_rows"], joint["rollout_tokens"]) == (100, 100 * 3 * 8)
+
+
+def test_soft_corrections_have_a_head_of_their_own_and_labels_on_disk(check, recipe):
+    own = {"beta": None, "max_new_tokens": 8, "soft_labels": True}
+    _, whole = check(recipe(**own), "--method", "rac")
+    _, top = check(recipe(**own, teacher_top_k=4), "--method", "rac")
+    labels = [found["plan"]["disk_bytes"]["soft labels"] for found in (whole, top)]
+    assert labels[0] == 800 * 32 * 4 and labels[1] == 800 * (8 * 4 + 4)
+    heads = [found["plan"]["memory_bytes"][-1].get("teacher", 0) for found in (whole, top)]
+    assert heads[0] == (VOCAB_SIZE + 8) * 32 * 4 and not heads[1]
+
+
 # Which method
 
 
@@ -298,6 +318,7 @@ def test_the_text_says_the_same(recipe, capsys):
         ("scheduled-sampling/mine.yaml", {"beta": 0.1}, "scheduled-sampling"),
         ("mine.yaml", {"spin_lambda": 0.1, "max_new_tokens": 8}, "spin"),
         ("spin/mine.yaml", {"max_new_tokens": 8}, "spin"),
+        ("mine.yaml", {"verifier": "math", "max_new_tokens": 8}, "verified"),
     ],
 )
 def test_the_method_is_read_from_the_keys_then_from_the_folder(tmp_path, place, content, method):

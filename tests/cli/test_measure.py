@@ -33,10 +33,15 @@ def test_several_models_give_one_report_one_table_and_one_plot(folder, capsys, m
     argv += ["--num_samples", "2", "--max_starts", "8", "--teacher", "teacher", "--device", "cpu"]
     assert main([*argv, "--output", "report.json", "--plot", "gap.png"]) == 0
     printed = capsys.readouterr().out
-    assert "student" in printed and "big" in printed and "Not an absolute measure of exposure bias" in printed
+    assert "student" in printed and "big" in printed and "it cannot show a cure" in printed
+    assert printed.index("KL, own states") < printed.index("KL, true states") < printed.index("free-running")
     report = json.loads((folder / "report.json").read_text())["models"]
     assert report["big"]["exposure_bias"]["excess_error"] == pytest.approx([0] * 4, abs=1e-5)
-    assert len(report["student"]["exposure_bias"]["gap"]) == 4
+    student = report["student"]["exposure_bias"]
+    assert len(student["gap"]) == len(student["kl_own"]) == 4 and student["totals"]["kl_own"]["mean"] > 0.01
+    differences = [own - true for own, true in zip(student["kl_own"], student["kl_gold"], strict=True)]
+    assert student["excess_error"] == pytest.approx(differences, abs=1e-6)
+    assert report["big"]["exposure_bias"]["totals"]["kl_own"]["mean"] == pytest.approx(0, abs=1e-5)
     assert report["student"]["exposure_bias"]["gap"][0] == 0
     found = report["student"]["perplexity"]
     assert found["bits_per_byte"] == pytest.approx(found["bits"] / report["student"]["bytes_per_token"])

@@ -97,3 +97,19 @@ def test_the_evaluations_data_are_loaded_before_anything_is_trained(tmp_path):
         check_evaluation({"suites": ["degeneration"]})
     with pytest.raises(ValueError, match="`likelihood` cannot be loaded"):
         check_evaluation({"suites": ["likelihood"], "data": str(tmp_path / "nowhere.jsonl")})
+
+
+def test_a_model_that_measures_and_too_few_prompts_are_looked_for_before_training(tmp_path):
+    rows = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(19)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"suites": ["generative_perplexity"], "data": [str(tmp_path / "few.jsonl")]}
+    with pytest.raises(ValueError, match="--perplexity_model: `nowhere` is no folder here"):
+        check_evaluation({**options, "perplexity_model": "nowhere"})
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="--perplexity_model: .* holds no tokenizer"):
+        check_evaluation({**options, "perplexity_model": str(tmp_path)})
+    byte_tokenizer().save_pretrained(tmp_path)
+    check_evaluation({**options, "perplexity_model": str(tmp_path)})
+    pytest.importorskip("mauve")
+    with pytest.raises(ValueError, match="`mauve` needs at least 20 prompts"):
+        check_evaluation({**options, "suites": ["mauve"], "mauve_model": str(tmp_path)})

@@ -103,5 +103,5 @@ def check_equal(one: Run, two: Run, tolerance: float = 1e-4) -> None:
 
 
 def tokens(rollouts: list[dict]) -> list[dict]:
-    """Rollouts without their scores, which are sums of floating-point numbers."""
-    return [{name: value for name, value in row.items() if name != "score"} for row in rollouts]
+    """Rollouts without their scores and weights, which are floating-point numbers of batches of another shape."""
+    return [{name: value for name, value in row.items() if name not in ("score", "token_weights")} for row in rollouts]

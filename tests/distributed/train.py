@@ -28,6 +28,8 @@ from trl_exbias import (
     ScheduledSamplingTrainer,
     SPINConfig,
     SPINTrainer,
+    VerifiedAnswersConfig,
+    VerifiedAnswersTrainer,
 )
 from trl_exbias.core.fingerprint import weights_fingerprint
 from trl_exbias.core.modeling import backbone
@@ -48,6 +50,27 @@ METHODS = {
     "bash-vllm": (BASHTrainer, BASHConfig, {"beta": 0.3, "rollout_engine": "vllm"}),
     "rac": (RACTrainer, RACConfig, {"max_new_tokens": 12}),
     "spin": (SPINTrainer, SPINConfig, {"max_new_tokens": 12, "num_train_epochs": 2}),
+    "bash-gated": (
+        BASHTrainer,
+        BASHConfig,
+        {"beta": 0.4, "gate": "relative", "gate_template": "{{ prompt }} (answer: {{ reference }})"},
+    ),
+    "rac-soft": (
+        RACTrainer,
+        RACConfig,
+        {
+            "soft_labels": True,
+            "teacher_top_k": 16,
+            "divergence": "reverse_kl",
+            "max_new_tokens": 8,
+            "num_train_epochs": 2,
+        },
+    ),
+    "verified": (
+        VerifiedAnswersTrainer,
+        VerifiedAnswersConfig,
+        {"verifier": "none", "num_samples": 3, "num_kept": 2, "max_new_tokens": 8},
+    ),
     "scheduled-sampling": (ScheduledSamplingTrainer, ScheduledSamplingConfig, {"beta": 0.3}),
     "dad-dagger": (DaDDaggerTrainer, DaDDaggerConfig, DAD),
     "dad-dagger-frozen": (

@@ -17,7 +17,7 @@ from trl_exbias.evaluation.grading import (
     outcome_counts,
 )
 
-from .test_answers import rows
+from ..grading.test_answers import rows
 
 
 pytest.importorskip("math_verify")
@@ -138,7 +138,7 @@ def test_what_math_verify_cannot_read_is_no_wrong_answer():
 
 
 def test_a_computation_without_end_is_cut_off(monkeypatch, caplog):
-    monkeypatch.setattr("trl_exbias.evaluation.grading.TIME_LIMIT_SECONDS", 1)
+    monkeypatch.setattr("trl_exbias.grading.grades.TIME_LIMIT_SECONDS", 1)
     started = time.perf_counter()
     grading = grade_math(r"\boxed{9^{9^{9^9}}}", "5")
     assert time.perf_counter() - started < 3

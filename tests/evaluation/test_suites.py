@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from trl_exbias.evaluation import EvaluationOptions, Figure, evaluate, exposure_bias_from, perplexity
+from trl_exbias.evaluation.figures import token_mean
 from trl_exbias.evaluation.generations import Generation
 from trl_exbias.evaluation.subject import EvaluatedModel, Sampling
 from trl_exbias.evaluation.suites import JUDGED, SUITES, load_suite
-from trl_exbias.evaluation.suites.likelihood import token_mean
 from trl_exbias.evaluation.suites.math import grade_exact
 from trl_exbias.evaluation.tasks import load, spread
 from trl_exbias.evaluation.work import Work, combined

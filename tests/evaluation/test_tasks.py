@@ -7,7 +7,8 @@ from datasets import Dataset
 from tokenizers import processors
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.cli.measure import _cut, _parser, _rows
+from trl_exbias.cli.measure import _parser
+from trl_exbias.cli.measured_rows import cut, rows_of
 from trl_exbias.core.data import Example
 from trl_exbias.evaluation import EvaluationOptions
 from trl_exbias.evaluation.prompted import readable
@@ -90,7 +91,7 @@ def test_prompts_that_templates_make_get_them_too(tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_measure_starts_where_training_rolls_out(tmp_path, name):
     args = _parser().parse_args(["model", "--data", file_of(tmp_path, ROWS[name]), "--horizon", "5"])
-    contexts, horizons, _, _ = _cut(_rows(args), TOKENIZER, args)
+    contexts, horizons, _, _ = cut(rows_of(args), TOKENIZER, args)
     prompt, response = trained(tmp_path, ROWS[name])
     assert (contexts, horizons) == ([prompt], [response[:5]])
 
@@ -104,7 +105,7 @@ def test_measure_takes_template_arguments(tmp_path):
         '{"enable_thinking": false}',
     ]
     args = _parser().parse_args(argv)
-    contexts, *_ = _cut(_rows(args), TOKENIZER, args)
+    contexts, *_ = cut(rows_of(args), TOKENIZER, args)
     assert TOKENIZER.decode(contexts[0]).endswith("<think>\n\n</think>\n\n")
 
 
@@ -177,7 +178,7 @@ def test_references_are_lists(tmp_path):
 def test_measure_refuses_the_rows_that_training_refuses(tmp_path):
     args = _parser().parse_args(["model", "--data", file_of(tmp_path, {"prompt": "q", "completion": None})])
     with pytest.raises(ValueError, match=r"1 of 1 rows have an empty response in `completion`"):
-        _rows(args)
+        rows_of(args)
 
 
 def test_two_beginnings_of_prompts_are_warned_of(tmp_path, caplog):

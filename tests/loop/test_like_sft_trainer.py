@@ -21,6 +21,8 @@ from trl_exbias import (
     ScheduledSamplingTrainer,
     SPINConfig,
     SPINTrainer,
+    VerifiedAnswersConfig,
+    VerifiedAnswersTrainer,
 )
 
 from ..tiny import byte_tokenizer, conversations, plain_pairs, tiny_model
@@ -308,6 +310,7 @@ METHODS = {
     "bash": (BASHTrainer, BASHConfig, {}),
     "rac": (RACTrainer, RACConfig, {}),
     "spin": (SPINTrainer, SPINConfig, {}),
+    "verified": (VerifiedAnswersTrainer, VerifiedAnswersConfig, {"verifier": "exact"}),
     "scheduled-sampling": (ScheduledSamplingTrainer, ScheduledSamplingConfig, {}),
     "dad-dagger": (DaDDaggerTrainer, DaDDaggerConfig, {"alpha": 1.0, "context_length": 8, "rollout_length": 4}),
 }

@@ -44,7 +44,9 @@ def test_steps_and_tokens_are_those_of_the_run(tmp_path):
     ("method", "options"),
     [
         ("rac", {"correction_template": "{{ prompt }} (answer: {{ reference }})", "max_new_tokens": 6}),
+        ("bash", {"beta": 0.5, "gate": "relative", "gate_template": "{{ prompt }} (answer: {{ reference }})"}),
         ("spin", {"max_new_tokens": 6}),
+        ("verified", {"max_new_tokens": 6, "verifier": "none", "num_samples": 3, "num_kept": 2}),
         ("scheduled-sampling", {"beta": 0.5, "num_rollouts": 16, "num_train_epochs": 2}),
         ("dad-dagger", {"alpha": 0.5}),
         ("dad-dagger", {"alpha": 0.5, "cache_teacher": False}),
@@ -63,7 +65,8 @@ def test_tokens_read_for_labels_and_drawn_in_steps_are_those_of_the_run(tmp_path
         options = {**options, "context_length": 8, "rollout_length": 4}
         of_trainer = {"teacher_model": tiny_model(seed=7)} if options["alpha"] < 1 else {}
     args = config(config_class, tmp_path, num_iterations=2, sft_epochs=0, **options)
-    lengths = measure(data, len(data), form, byte_tokenizer(), args, method == "dad-dagger")
+    shown = method_named(method).phase_plan().shown_template(args)
+    lengths = measure(data, len(data), form, byte_tokenizer(), args, method == "dad-dagger", shown)
     phases, _ = plan_phases(
         RunShape(method_named(method).phase_plan(), args, lengths), args, lengths.scaled(len(data)), num_processes=1
     )
@@ -75,7 +78,7 @@ def test_tokens_read_for_labels_and_drawn_in_steps_are_those_of_the_run(tmp_path
     assert before + online * (not drawn) == pytest.approx(found.teacher, rel=0.1)
     generated = sum(phase.rollout_tokens for phase in phases) + online * drawn
     assert generated == pytest.approx(found.generated, rel=0.1)
-    assert (found.teacher > 0) == (not drawn and options.get("alpha") != 1)
+    assert (found.teacher > 0) == (not drawn and options.get("alpha") != 1 and method != "verified")
 
 
 def test_the_longest_batch_holds_every_batch_of_the_run(tmp_path):

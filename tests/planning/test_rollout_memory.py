@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from packaging.version import Version
 
 from trl_exbias.core.fingerprint import weights_fingerprint
 from trl_exbias.core.modeling import LMHead
@@ -36,6 +37,10 @@ def model():
     return tiny_model(vocab_size=VOCAB_SIZE)
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.9"),
+    reason="torch 2.8 has no fused attention for keys shared by several heads on a CPU",
+)
 @torch.no_grad()
 def test_a_forward_takes_what_reading_is_planned_to_take(model):
     rows, length = 16, 64

@@ -38,3 +38,24 @@ def bucketed_cross_entropy(logits: torch.Tensor, teacher: torch.Tensor, k: int) 
     if rest and math.fsum(teacher[rest].tolist()) > 0:
         total = total - teacher[rest].sum() * student[rest].sum().log()
     return total
+
+
+def divergence(q: torch.Tensor, p: torch.Tensor, name: str, beta: float = 0.5) -> torch.Tensor:
+    """D(q, p) of two distributions over the same events, in nats; Jensen-Shannon as Agarwal 2024 (GKD) defines it, Eq. 1."""
+
+    def kl(a, b):
+        return (a * (a.log() - b.log())).sum()
+
+    m = beta * q + (1 - beta) * p
+    return {
+        "forward_kl": lambda: kl(q, p),
+        "reverse_kl": lambda: kl(p, q),
+        "jensen_shannon": lambda: beta * kl(q, m) + (1 - beta) * kl(p, m),
+    }[name]()
+
+
+def bucketed(distribution: torch.Tensor, ids: list[int]) -> torch.Tensor:
+    """The distribution over these tokens and, where there are others, one event for any of them."""
+    rest = [v for v in range(len(distribution)) if v not in ids]
+    parts = [distribution[v] for v in ids] + ([distribution[rest].sum()] if rest else [])
+    return torch.stack(parts)

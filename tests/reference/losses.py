@@ -2,6 +2,8 @@
 
 import torch
 
+from .distillation import divergence
+
 
 def sequence_nll(model, context: list[int], tokens: list[int], labels: list[int]) -> list[torch.Tensor]:
     """−log p(label_j | context, tokens_<j) for every label that is not -100."""
@@ -48,3 +50,37 @@ def spin(model, reference, rows: list[tuple[list[int], list[int], list[int]]], l
         gold, own = [log_prob(model, x, tokens) - then for tokens, then in zip((y, z), of_reference, strict=True)]
         losses.append(torch.log(1 + torch.exp(-lam * (gold - own))))
     return torch.stack(losses).mean()
+
+
+def verified(model, rows: list[tuple[list[int], list[int], list[list[int]]]]) -> torch.Tensor:
+    """RFT beside SFT, over (x, y, kept answers z): J_SFT + the token mean of -log p(z_j | x, z_<j) over all kept answers."""
+    own = mean([nll for x, _, answers in rows for z in answers for nll in sequence_nll(model, x, z, z)])
+    return sft(model, [(x, y) for x, y, _ in rows]) + own
+
+
+def soft_rac(
+    model, teacher, rows: list[tuple[list[int], list[int], list[int], list[int]]], name: str, beta: float = 0.5
+):
+    """
+    Soft corrections over (x, y, f(x, y), z): J_SFT + the mean over every position j of every z of D(q_j, p(. | x, z_<j)), with
+    q_j the teacher's distribution after f(x, y) and z_<j; and the mean of KL(q‖p) alone. The forward KL stands as its cross-entropy.
+    """
+    losses, kls = [], []
+    for x, _, shown, z in rows:
+        for j in range(len(z)):
+            with torch.no_grad():
+                q = teacher(torch.tensor([shown + z[:j]])).logits[0, -1].double().softmax(-1)
+            p = model(torch.tensor([x + z[:j]])).logits[0, -1].double().softmax(-1)
+            kls.append(divergence(q, p, "forward_kl"))
+            losses.append(-(q * p.log()).sum() if name == "forward_kl" else divergence(q, p, name, beta))
+    return sft(model, [(x, y) for x, y, *_ in rows]) + mean(losses), mean(kls)
+
+
+def gated_bash(model, rows: list[tuple[list[int], list[int], list[int], list[float]]]) -> torch.Tensor:
+    """BASH over (x, y, ŷ, w) with the gold label at position j weighed by w_j; the mean still counts each label once."""
+    mixed = [
+        w * nll
+        for x, y, y_hat, weights in rows
+        for w, nll in zip(weights, sequence_nll(model, x, y_hat, y), strict=True)
+    ]
+    return sft(model, [(x, y) for x, y, *_ in rows]) + mean(mixed)

@@ -26,6 +26,18 @@ def test_top_p_keeps_the_token_that_crosses_the_line():
     assert kept(logits, top_p=1e-9) == [True, False, False, False]
 
 
+def test_min_p_is_relative_to_the_most_probable_token_and_comes_first():
+    """p = 0.5, 0.25, 0.15, 0.1: half of the first is the second, exactly."""
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log().tolist()
+    assert kept(logits, min_p=0.49) == [True, True, False, False]
+    assert kept(logits, min_p=0.51) == [True, False, False, False]
+    assert kept(logits, min_p=1.0) == [True, False, False, False]
+    assert kept(logits, min_p=0.15, temperature=2.0) == [True] * 4
+    # Of 0.5 and 0.25 alone, the first is 0.667: enough for 0.6, which it would not be of all four.
+    assert kept(logits, min_p=0.49, top_p=0.6) == [True, False, False, False]
+    assert kept(logits, top_p=0.6) == [True, True, False, False]
+
+
 def test_excluded_tokens_are_gone_before_anything_else():
     assert kept([1.0, 5.0, 2.0], excluded_token_ids=(1,), top_k=1) == [False, False, True]
 
@@ -48,6 +60,7 @@ def test_top_p_acts_on_the_tempered_distribution():
         ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\]"),
         ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\]"),
         ({"top_k": -1}, "`top_k` must be 0"),
+        ({"min_p": 1.1}, r"`min_p` must be in \[0, 1\]"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1"),
     ],
 )

@@ -3,7 +3,14 @@ from dataclasses import fields
 import pytest
 from trl import DatasetMixtureConfig, ModelConfig
 
-from trl_exbias import BASHConfig, DaDDaggerConfig, RACConfig, ScheduledSamplingConfig, SPINConfig
+from trl_exbias import (
+    BASHConfig,
+    DaDDaggerConfig,
+    RACConfig,
+    ScheduledSamplingConfig,
+    SPINConfig,
+    VerifiedAnswersConfig,
+)
 from trl_exbias.settings.data_arguments import DataArguments
 from trl_exbias.settings.keys import launcher_flags, unknown_key_message, valid_keys
 
@@ -16,6 +23,7 @@ from trl_exbias.settings.keys import launcher_flags, unknown_key_message, valid_
         ("dad-dagger", DaDDaggerConfig),
         ("spin", SPINConfig),
         ("scheduled-sampling", ScheduledSamplingConfig),
+        ("verified", VerifiedAnswersConfig),
     ],
 )
 def test_keys_read_from_source_are_the_fields_of_the_imported_classes(command, config_class):
@@ -32,10 +40,13 @@ def test_our_own_options_are_a_frozen_list():
     assert own == {
         "chat_template_kwargs",
         "correction_template",
+        "divergence",
         "epochs_per_iteration",
         "iteration_patience",
+        "jsd_beta",
         "max_degenerate_rate",
         "max_new_tokens",
+        "min_p",
         "num_iterations",
         "num_rollouts",
         "num_rollouts_to_print",
@@ -45,8 +56,12 @@ def test_our_own_options_are_a_frozen_list():
         "rollout_engine",
         "rollout_turns",
         "rollout_weight",
+        "self_teacher",
+        "self_teacher_decay",
         "sft_epochs",
         "sft_weight",
+        "soft_labels",
+        "teacher_top_k",
         "temperature",
         "top_k",
         "top_p",
@@ -57,21 +72,30 @@ def test_our_own_options_are_a_frozen_list():
         "vllm_tensor_parallel_size",
         "vllm_timeout",
     }
-    assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {"beta"}
+    assert {field.name for field in fields(BASHConfig)} - {field.name for field in fields(RACConfig)} == {
+        "beta",
+        "gate",
+        "gate_epsilon",
+        "gate_template",
+    }
+    own_answers = {field.name for field in fields(VerifiedAnswersConfig)} - {field.name for field in fields(RACConfig)}
+    assert own_answers == {"verifier", "num_samples", "num_kept"}
     assert {field.name for field in fields(SPINConfig)} - {field.name for field in fields(RACConfig)} == {"spin_lambda"}
     assert {field.name for field in fields(ScheduledSamplingConfig)} == {field.name for field in fields(BASHConfig)}
     assert {field.name for field in fields(DaDDaggerConfig)} - {field.name for field in fields(RACConfig)} == {
         "aggregate",
         "alpha",
         "cache_teacher",
+        "cache_trunk",
         "context_length",
+        "gate",
+        "gate_epsilon",
         "kd_temperature",
         "rollout_length",
         "soft_label_dir",
         "stride",
         "teacher_model_init_kwargs",
         "teacher_model_name_or_path",
-        "teacher_top_k",
         "trainable_modules",
     }
 

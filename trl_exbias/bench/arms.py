@@ -58,6 +58,16 @@ ARMS: tuple[Arm, ...] = (
         is_quick=True,
     ),
     Arm("dad", "trl_exbias:DaDDaggerTrainer", {"alpha": 1.0, **_DISTILLATION}),
+    Arm("bash-0.5-gated", "trl_exbias:BASHTrainer", {"beta": 0.5, "num_iterations": 2, "gate": "relative"}),
+    Arm(
+        "dad-dagger-0.5-gated",
+        "trl_exbias:DaDDaggerTrainer",
+        {"alpha": 0.5, "gate": "relative", **_DISTILLATION},
+        has_teacher=True,
+    ),
+    Arm("rac-soft", "trl_exbias:RACTrainer", {"soft_labels": True, "num_iterations": 2}),
+    # What is verified is the final state, as it would be the final answer.
+    Arm("verified", "trl_exbias:VerifiedAnswersTrainer", {"verifier": r"regex:\S+", "num_iterations": 2}),
 )
 
 

@@ -13,4 +13,8 @@ METHODS = (
     "imitkd",
     "dad-dagger-0.5",
     "dad",
+    "bash-0.5-gated",
+    "dad-dagger-0.5-gated",
+    "rac-soft",
+    "verified",
 )

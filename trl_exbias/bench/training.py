@@ -84,7 +84,8 @@ def train(
         "steps": max(entry["step"] for entry in logs),
         "epochs": epochs,
     }
-    rates = {key: entry[key] for entry in logs for key in entry if key.endswith(("changed_rate", "correction_rate"))}
+    told = ("changed_rate", "correction_rate", "acceptance_rate")
+    rates = {key: entry[key] for entry in logs for key in entry if key.endswith(told)}
     return trained, {**consumed, **rates}
 
 
@@ -107,6 +108,7 @@ def _run(
         "rollout_length": response_length,
         "context_length": 1,  # rows bring their contexts: their prompts
         "correction_template": REFERENCE_TEMPLATE,
+        "gate_template": REFERENCE_TEMPLATE,
     }
     settings = {**_SHARED, **{key: value for key, value in own.items() if key in known}, **arm.settings}
     rolls_out = settings.get("num_iterations", 1) != 0

@@ -13,6 +13,13 @@ from .stop_tokens import turn_end
 from .template_form import REFUSALS, Message, form_of, reasoning_of, render, text_of
 
 
+def reference_text(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:
+    """The gold answer of a row of prompt-completion or conversational data as text."""
+    if isinstance(row.get("prompt"), str):
+        return row["completion"].removesuffix(tokenizer.eos_token or "")  # put there by TRL
+    return row_answer(row, tokenizer, chat_template)
+
+
 def row_answer(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:
     """The answer of a conversational row as text; see [`answer_text`]."""
     *messages, answer = conversation(row)

@@ -23,9 +23,9 @@ _DESCRIPTION = """\
 Reads a recipe as a training command would, reports every problem at once, and plans the run: steps, tokens, memory of each
 device and disk in each phase. Loads no weights and needs no GPU.
 
-The method is the one that --method names. Without --method, it is the one whose own keys the recipe has (beta: bash; correction_template or
-max_new_tokens: rac; alpha, context_length, …: dad-dagger; spin_lambda: spin); else the one whose name a folder of the
-recipe's path has (recipes/scheduled-sampling/mine.yaml)."""
+The method is the one named by --method; else the one whose own keys the recipe has (beta: bash; correction_template or
+max_new_tokens: rac; alpha, context_length, …: dad-dagger; spin_lambda: spin; verifier: verified); else the one whose name a
+folder of the recipe's path has (recipes/scheduled-sampling/mine.yaml)."""
 _EPILOG = """\
 Any other argument overrides the recipe, as for `exbias bash`, e.g. --per_device_train_batch_size 4.
 If the hub does not answer, a warning says what was not checked.

@@ -65,13 +65,13 @@ def _demo(output_dir: Path, num_rows: int, num_held_out: int, quick: bool, log: 
     print(f"{model_dir.name}, {num_rows} word problems to train on and {num_held_out} held out\n")
     print("Measuring the model on the held-out problems", flush=True)
     model = AutoModelForCausalLM.from_pretrained(model_dir)
-    results = {"before": measure(model, tokenizer, held_out, _SEED)}
+    results = {"before": measure(model, tokenizer, held_out)}
     for name in ("BASH",) if quick else ("RAC", "BASH"):
         del model
         gc.collect()
         model = _train(name, model_dir, output_dir / name.lower(), train, tokenizer)
         print(f"{name}: measuring", flush=True)
-        results[name] = measure(model, tokenizer, held_out, _SEED)
+        results[name] = measure(model, tokenizer, held_out)
     del model
     gc.collect()
     if not quick:

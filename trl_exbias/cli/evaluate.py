@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="exbias evaluate",
         description=__doc__,
-        epilog="suites:\n" + "\n".join(f"  {name:<13} {what}" for name, what in SUITES.items()),
+        epilog="suites:\n" + "\n".join(f"  {name:<21} {what}" for name, what in SUITES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

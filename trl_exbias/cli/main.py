@@ -16,6 +16,7 @@ from .screen import calm_imports
 COMMANDS = {
     "train": "trains with any method, also your own: --method NAME or --method my_module:MyTrainer",
     "check": "checks a recipe before it runs: every problem at once, and a plan of steps, tokens, memory and disk",
+    "diagnose": "asks before training whether gold is still right after a token that differs, and names the method that follows",
     "measure": "measures perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
     "evaluate": "evaluates what models write: ROUGE, GSM8K, MATH, judges, embeddings, degeneration; and their exposure bias",
     "rollouts": "inspects, compares, exports and pushes what a run has rolled out",

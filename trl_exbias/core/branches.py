@@ -30,6 +30,8 @@ GOLD = "gold"
 ROW = "exbias_row"
 #: Column: how many of a row's tokens precede its response.
 CONTEXT_LENGTH = "context_length"
+#: Column of a rollout: a weight for each of its tokens, where they differ.
+TOKEN_WEIGHTS = "token_weights"
 #: Columns of a row whose tokens do not begin with inference's prompt: the prompt, the part of the gold answer that comes after it, and
 #: the labels of that.
 PROMPT, REFERENCE, REFERENCE_LABELS = "exbias_prompt_ids", "exbias_reference_ids", "exbias_reference_labels"
@@ -50,8 +52,8 @@ class Branch:
         labels (`list[int]`):
             The target at each position, given the context and the tokens before it; -100 for none. Aligned with
             `input_ids`, as in transformers: where a branch is imitated, `labels == input_ids`.
-        weight (`float`, *optional*, defaults to `1.0`):
-            Factor of the branch's token losses. The mean that they enter still counts each label once.
+        weight (`float` or `list[float]`, *optional*, defaults to `1.0`):
+            Factor of the branch's token losses, or one for each token. The mean that they enter still counts each label once.
         score (`float`, *optional*, defaults to `0.0`):
             A number that the method finds out when it makes the branch and wants back in its loss (SPIN: the reference's
             log-probability ratio). Kept with the branch; by itself it changes nothing.
@@ -60,7 +62,7 @@ class Branch:
     kind: str
     input_ids: list[int]
     labels: list[int]
-    weight: float = 1.0
+    weight: float | list[float] = 1.0
     score: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,6 +71,16 @@ class Branch:
                 f"A branch needs one label for each token (-100 for none), got {len(self.labels)} labels for "
                 f"{len(self.input_ids)} tokens in a branch of kind {self.kind!r}."
             )
+        if isinstance(self.weight, list) and len(self.weight) != len(self.input_ids):
+            raise ValueError(
+                f"A branch needs one weight, or one for each token, got {len(self.weight)} weights for {len(self.input_ids)} "
+                f"tokens in a branch of kind {self.kind!r}."
+            )
+
+    @property
+    def token_weights(self) -> list[float]:
+        """The factor of each token's loss."""
+        return self.weight if isinstance(self.weight, list) else [self.weight] * len(self.input_ids)
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,6 @@ class BranchedExample:
 
 
 def concatenate(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Tensors over several stretches of positions as tensors over all of them, name by name."""
-    parts = list(parts)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    """Tensors over several stretches of positions as tensors over all of them, name by name; a stretch may have none."""
+    parts = [part for part in parts if part]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}

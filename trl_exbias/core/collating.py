@@ -140,7 +140,7 @@ class BranchCollator:
     def _shared(self, example: BranchedExample) -> list[dict[str, list]]:
         context = example.context_ids
         # Targets of x_1 … x_{P-1} are x_2 … x_P: what the context predicts of itself is gold.
-        row = _row(context, example.context_labels, self.kinds.index(GOLD), 1.0, len(context))
+        row = _row(context, example.context_labels, self.kinds.index(GOLD), [], len(context))
         row["position_ids"] = list(range(len(row["input_ids"])))
         row["segment_ids"] = [0] * len(row["input_ids"])
         for segment, branch in enumerate(filter(example.is_trained, example.branches), start=1):
@@ -150,7 +150,7 @@ class BranchCollator:
                 [*context[-1:], *rest, *branch.input_ids],
                 [*context[-1:], *rest_labels, *branch.labels],
                 self.kinds.index(branch.kind),
-                branch.weight,
+                branch.token_weights,
                 len(context[-1:]) + len(rest),
             )
             start, length = max(0, len(context) - 1), len(part["input_ids"])
@@ -173,7 +173,7 @@ class BranchCollator:
                 [*context, *rest, *branch.input_ids],
                 [*context_labels, *rest_labels, *branch.labels],
                 self.kinds.index(branch.kind),
-                branch.weight,
+                branch.token_weights,
                 len(context) + len(rest),
             )
             row["attention_mask"] = [1] * len(row["input_ids"])
@@ -184,14 +184,15 @@ class BranchCollator:
         return rows
 
 
-def _row(tokens: list[int], labels: list[int], kind: int, weight: float, context_length: int) -> dict[str, list]:
-    """Positions that read all tokens but the last, each with the next one's label as its target."""
+def _row(tokens: list[int], labels: list[int], kind: int, weights: list[float], context_length: int) -> dict[str, list]:
+    """Positions that read all tokens but the last, each with the next one's label as its target; `weights` are of the last ones."""
     targets = labels[1:]
+    factors = [1.0] * len(tokens) + weights
     return {
         "input_ids": list(tokens[:-1]),
         "shift_labels": list(targets),
         "branch_kinds": [kind if target != -100 else -1 for target in targets],
-        "branch_weights": [weight] * len(targets),
+        "branch_weights": factors[len(factors) - len(targets) :],
         "in_response": [place >= context_length for place in range(1, len(tokens))],
     }
 

@@ -6,6 +6,8 @@ For every scored position i with hard label w_i, teacher distribution p*_i and p
     CE_i   = −τ² Σ_v p*_i(v) log p_θ(v)   at temperature τ   (Pozzi 2025, Eq. 6–7; τ = 1 is the paper's)
     loss   = Σ_i  hard_i · NLL_i + soft_i · CE_i
 
+CE is the KL divergence KL(p*‖p_θ) except for the teacher's entropy, which has no gradient; `divergences.py` has others.
+
 The gradient of a chunk's logits is known as soon as they are, so it is taken on the way forward and the logits are
 forgotten; the backward pass only scales what was kept (the gradient of the hidden states and of the LM head).
 
@@ -34,19 +36,23 @@ class SoftTarget(Protocol):
         """The distribution at some positions, against the policy's log-probabilities `(n, vocab_size)` there."""
         ...
 
+    def log_ratios(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
+        """`log p* − log p_θ` of each token there, `(n, vocab_size)`, in a tensor that is the caller's."""
+        ...
+
 
 @dataclass(frozen=True)
 class TargetChunk:
     """
     Args:
-        probabilities (`torch.Tensor` of shape `(n, V)`): What the policy is pulled towards: `−∂CE/∂logits + p_θ`.
-        cross_entropy (`torch.Tensor` of shape `(n,)`): `−Σ p* log p_θ`, nats.
-        entropy (`torch.Tensor` of shape `(n,)`): The teacher's; `cross_entropy − entropy` is the KL divergence.
+        probabilities (`torch.Tensor` of shape `(n, V)`): What the policy is pulled towards: `p_θ − ∂loss/∂logits`.
+        loss (`torch.Tensor` of shape `(n,)`): Nats: the cross-entropy `−Σ p* log p_θ`, or another divergence.
+        kl (`torch.Tensor` of shape `(n,)`): The divergence `KL(p*‖p_θ)`, nats, whatever the loss is.
     """
 
     probabilities: torch.Tensor
-    cross_entropy: torch.Tensor
-    entropy: torch.Tensor
+    loss: torch.Tensor
+    kl: torch.Tensor
 
 
 class DenseTarget:
@@ -65,13 +71,25 @@ class DenseTarget:
         self.vocab_size = vocab_size
 
     def chunk(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> TargetChunk:
-        logits = self.head(self.hidden[rows])[:, : self.vocab_size].to(policy_log_probs.device)
-        if temperature != 1.0:
-            logits = logits / temperature
+        logits = self._logits(rows, policy_log_probs.device, temperature)
         normaliser = logits.logsumexp(-1)
         probabilities = torch.exp(logits - normaliser.unsqueeze(-1))
-        entropy = normaliser - _dot(probabilities, logits)
-        return TargetChunk(probabilities, -_dot(probabilities, policy_log_probs), entropy)
+        entropy = normaliser - row_dot(probabilities, logits)
+        cross_entropy = -row_dot(probabilities, policy_log_probs)
+        return TargetChunk(probabilities, cross_entropy, cross_entropy - entropy)
+
+    def log_ratios(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
+        logits = self._logits(rows, policy_log_probs.device, temperature)
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        return (logits - normaliser).sub_(policy_log_probs)
+
+    def logits(self, rows: slice) -> torch.Tensor:
+        """The teacher's logits at some positions, `(n, vocab_size)`, where its head is."""
+        return self.head(self.hidden[rows])[:, : self.vocab_size]
+
+    def _logits(self, rows: slice, device: torch.device, temperature: float) -> torch.Tensor:
+        logits = self.logits(rows).to(device)
+        return logits if temperature == 1.0 else logits / temperature
 
 
 class TopKTarget:
@@ -105,9 +123,16 @@ class TopKTarget:
         tail = tail * has_tail
         # Within the bucket there is no preference: its mass is spread as the policy spreads its own.
         probabilities = rest.sub_(policy_tail.unsqueeze(-1)).exp_().mul_(tail.unsqueeze(-1)).scatter_(-1, ids, top)
-        cross_entropy = -_dot(top, policy_log_probs.gather(-1, ids)) - tail * policy_tail
-        entropy = -_dot(top, log_probs.masked_fill(top == 0, 0.0)) - tail * tail_log_prob.masked_fill(~has_tail, 0.0)
-        return TargetChunk(probabilities, cross_entropy, entropy)
+        cross_entropy = -row_dot(top, policy_log_probs.gather(-1, ids)) - tail * policy_tail
+        entropy = -row_dot(top, log_probs.masked_fill(top == 0, 0.0)) - tail * tail_log_prob.masked_fill(~has_tail, 0.0)
+        return TargetChunk(probabilities, cross_entropy, cross_entropy - entropy)
+
+    def log_ratios(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
+        # A token of the bucket has the bucket's ratio: within it the labels have no preference.
+        ids = self.ids[rows]
+        rest = policy_log_probs.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+        ratios = (self.tail_log_prob[rows].unsqueeze(-1) - rest).expand(-1, self.vocab_size).contiguous()
+        return ratios.scatter_(-1, ids, self.log_probs[rows] - policy_log_probs.gather(-1, ids))
 
 
 def top_k_of(
@@ -130,15 +155,15 @@ class DistillationScores:
     """
     Args:
         loss (`torch.Tensor`): The scalar of the module's docstring, with gradient.
-        nll, cross_entropy, kl (`torch.Tensor` of shape `(N,)`): Nats at each position, without gradient.
-            `cross_entropy` and `kl` carry the factor τ².
+        nll, soft, kl (`torch.Tensor` of shape `(N,)`): Nats at each position, without gradient: the losses of hard and of
+            soft labels, and `KL(p*‖p_θ)`. `soft` and `kl` carry the factor τ².
         entropy (`torch.Tensor` of shape `(N,)`): The policy's, in nats.
         is_top1 (`torch.Tensor` of shape `(N,)`): Whether the hard label is the policy's most probable token.
     """
 
     loss: torch.Tensor
     nll: torch.Tensor
-    cross_entropy: torch.Tensor
+    soft: torch.Tensor
     kl: torch.Tensor
     entropy: torch.Tensor
     is_top1: torch.Tensor
@@ -154,14 +179,14 @@ def distillation_scores(
     temperature: float = 1.0,
 ) -> DistillationScores:
     """
-    The weighted sum of hard-label NLL and soft-label cross-entropy at N positions.
+    The weighted sum of hard labels' NLL and soft labels' loss at N positions.
 
     Args:
         hidden (`torch.Tensor` of shape `(N, H)`): The policy's last hidden states.
         head ([`LMHead`]): The policy's.
         labels (`torch.Tensor` of shape `(N,)`): Hard labels.
-        target ([`DenseTarget`] or [`TopKTarget`]): Soft labels.
-        hard_weights, soft_weights (`torch.Tensor` of shape `(N,)`): Factors of each position's NLL and CE.
+        target ([`SoftTarget`]): Soft labels.
+        hard_weights, soft_weights (`torch.Tensor` of shape `(N,)`): Factors of each position's two losses.
         temperature (`float`, *optional*, defaults to `1.0`): τ, of both distributions.
     """
     projection = head.projection
@@ -223,10 +248,10 @@ class _Distillation(torch.autograd.Function):
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
         ]
-        nll, cross_entropy, kl, entropy, is_top1 = scores
-        loss = (hard_weights * nll + soft_weights * cross_entropy).sum()
-        ctx.mark_non_differentiable(nll, cross_entropy, kl, entropy, is_top1)
-        return loss, nll, cross_entropy, kl, entropy, is_top1
+        nll, soft, kl, entropy, is_top1 = scores
+        loss = (hard_weights * nll + soft_weights * soft).sum()
+        ctx.mark_non_differentiable(nll, soft, kl, entropy, is_top1)
+        return loss, nll, soft, kl, entropy, is_top1
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
@@ -254,7 +279,7 @@ def _score_chunk(
     log_probs = logits - logits.logsumexp(-1, keepdim=True)
     nll = -log_probs.gather(-1, labels).squeeze(-1)
     probabilities = log_probs.exp()
-    entropy = -_dot(probabilities, log_probs)
+    entropy = -row_dot(probabilities, log_probs)
     shared = target.vocab_size
     softened = temperature != 1.0 or shared < logits.size(-1)
     if softened:
@@ -270,8 +295,7 @@ def _score_chunk(
         grad.sub_(teacher.probabilities.mul_(soft_weights.unsqueeze(-1)))
     grad.scatter_add_(-1, labels, -hard_weights.unsqueeze(-1))
     factor = temperature**2
-    kl = teacher.cross_entropy - teacher.entropy
-    return grad, torch.stack([nll, factor * teacher.cross_entropy, factor * kl, entropy, top1.squeeze(-1).float()])
+    return grad, torch.stack([nll, factor * teacher.loss, factor * teacher.kl, entropy, top1.squeeze(-1).float()])
 
 
 def _chunks(rows: int, weight: torch.Tensor) -> list[slice]:
@@ -280,6 +304,6 @@ def _chunks(rows: int, weight: torch.Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def row_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Row-wise inner products, without a tensor of the products."""
     return torch.linalg.vecdot(a, b)

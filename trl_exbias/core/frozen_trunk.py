@@ -78,12 +78,22 @@ class FrozenTrunk:
 
     @contextlib.contextmanager
     def _only_at(self, scored: torch.Tensor | None) -> Iterator[None]:
-        # What gradient checkpointing runs again, it runs after the block.
-        if scored is None or base_causal_lm(self.model).is_gradient_checkpointing:
+        last = self.layers[-1]
+        checkpoints = getattr(last, "gradient_checkpointing", None)
+        foreign = checkpoints is None and base_causal_lm(self.model).is_gradient_checkpointing
+        if scored is None or not self.position_wise or foreign:
             yield
             return
-        with only_at(scored, self.layers[-1], self.position_wise):
-            yield
+        # What gradient checkpointing runs again, it runs after the block, when the parts are back. The last layer needs none: the
+        # backward pass begins with it.
+        with only_at(scored, last, self.position_wise):
+            try:
+                if checkpoints:
+                    last.gradient_checkpointing = False
+                yield
+            finally:
+                if checkpoints:
+                    last.gradient_checkpointing = True
 
     def read(self, rows: Sequence[Sequence[int]], pad_token_id: int) -> list[torch.Tensor]:
         """

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, Branch, BranchedExample, concatenate
+from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, TOKEN_WEIGHTS, Branch, BranchedExample, concatenate
 from .soft_labels import soft_label_key
 from .tensor_cache import TensorCache, content_key
 
 
 _GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH, PROMPT]
-_BRANCH_COLUMNS = ["kind", "input_ids", "labels", "weight", "score"]
+_BRANCH_COLUMNS = ["kind", "input_ids", "labels", "weight", "score", TOKEN_WEIGHTS]
 
 
 class JointDataset(torch.utils.data.Dataset):
@@ -46,7 +46,9 @@ class JointDataset(torch.utils.data.Dataset):
     ):
         self.gold = gold.select_columns([name for name in _GOLD_COLUMNS if name in gold.column_names])
         self.rows = list(range(len(gold))) if rows is None else rows
-        self.rollouts = [part.select_columns(_BRANCH_COLUMNS) for part in rollouts]
+        self.rollouts = [
+            part.select_columns([name for name in _BRANCH_COLUMNS if name in part.column_names]) for part in rollouts
+        ]
         self.soft_labels = soft_labels
         self.trunk_states: TensorCache | None = None
         self._places = [_places_by_example(part) for part in rollouts]
@@ -68,7 +70,7 @@ class JointDataset(torch.utils.data.Dataset):
 
     def _branches(self, row: int) -> list[dict[str, Any]]:
         return [
-            part[place]
+            _fields(part[place])
             for part, places in zip(self.rollouts, self._places, strict=True)
             for place in places.get(row, ())
         ]
@@ -92,6 +94,12 @@ def segments(row: dict[str, Any]) -> Iterator[tuple[list[int], int]]:
 def segment_key(tokens: list[int], begin: int) -> bytes:
     """The address of what a model makes of a segment."""
     return content_key([begin], tokens)
+
+
+def _fields(stored: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a [`Branch`], from a row of a rollout store."""
+    weights = stored.pop(TOKEN_WEIGHTS, None)
+    return stored if weights is None else {**stored, "weight": weights}
 
 
 def _places_by_example(rollouts: Dataset) -> dict[int, list[int]]:

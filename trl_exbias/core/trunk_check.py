@@ -68,7 +68,7 @@ def _trains_below(trunk: FrozenTrunk) -> str | None:
 
 def _differs_in_training(trunk: FrozenTrunk) -> str | None:
     tokens = _tokens(trunk)
-    with inference(trunk.model):
+    with inference(trunk.model, own_attention=True):
         expected = _output(trunk, tokens)
     with torch.no_grad(), _training(trunk.model):
         found = _output(trunk, tokens)

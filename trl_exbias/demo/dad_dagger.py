@@ -1,4 +1,4 @@
-"""The demo's DaD-DAgger section: 10 of SmolLM2's layers learn from all 30, and the gap is measured along the way."""
+"""The demo's DaD-DAgger section: 10 of SmolLM2's layers learn from all 30, and how far they are from them is measured."""
 
 from pathlib import Path
 
@@ -45,7 +45,16 @@ def run(
         processing_class=tokenizer,
     )
     documents = [tokenizer(text)["input_ids"] for text in held_out["text"]]
-    callback = ExposureBiasCallback(trainer, documents, CONTEXT, HORIZON, stride=HORIZON, seed=seed)
+    callback = ExposureBiasCallback(
+        trainer,
+        documents,
+        CONTEXT,
+        HORIZON,
+        num_samples=2,
+        stride=HORIZON,
+        seed=seed,
+        teacher=AutoModelForCausalLM.from_pretrained(model_dir).eval(),
+    )
     trainer.add_callback(callback)
     show_phases(trainer, "DaD-DAgger")
     trainer.train()

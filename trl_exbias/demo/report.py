@@ -4,32 +4,29 @@ from pathlib import Path
 
 
 def print_table(results: dict, num_held_out: int) -> None:
+    """What was measured of each method's model (`demo.measure`), next to what it was before."""
     before = results["before"]
-    print(
-        f"\nHeld-out, {num_held_out} word problems, before → after (nats/token; accuracy: greedy answers, exact number)\n"
-    )
-    print(f"{'method':<8}{'teacher-forced CE':>22}{'free-running CE':>22}{'accuracy':>20}")
+    print(f"\nHeld-out, {num_held_out} word problems, greedy answers, before → after\n")
+    print(f"{'method':<8}{'teacher-forced CE':>22}{'right calculations, of 2':>28}{'accuracy':>20}")
     for name, after in results.items():
         if name != "before":
-            was, now = before.cross_entropy, after.cross_entropy
             print(
                 f"{name:<8}"
-                f"{f'{was.teacher_forced:.3f} → {now.teacher_forced:.3f}':>22}"
-                f"{f'{was.free_running:.2f} → {now.free_running:.2f}':>22}"
+                f"{f'{before.teacher_forced:.3f} → {after.teacher_forced:.3f}':>22}"
+                f"{f'{before.calculations:.2f} → {after.calculations:.2f}':>28}"
                 f"{f'{before.accuracy:.0%} → {after.accuracy:.0%}':>20}"
             )
-    print(
-        "\nFree-running CE scores the one written answer after the model's own words of the same length: compare it between\n"
-        "models, and read it together with teacher-forced CE. It is not zero for a perfect model (docs/metrics.md)."
-    )
 
 
 def print_exposure_bias(reports: dict, plot: Path) -> None:
+    """How far the student is from its teacher on states of its own, stage by stage."""
     steps = len(next(iter(reports.values())).gap)
-    print(f"\nDaD-DAgger's student, {steps} steps of free running on held-out text [95 % interval] (nats/token)\n")
-    names = ("teacher_forced", "free_running", "gap")
-    print(" " * 27 + "".join(f"{name.replace('_', '-'):>22}" for name in names))
+    print(
+        f"\nDaD-DAgger's student: KL from its teacher over {steps} steps of held-out text [95 % interval] (nats/token)\n"
+    )
+    titles = {"kl_own": "own states", "kl_gold": "true states", "excess_error": "excess"}
+    print(" " * 27 + "".join(f"{title:>22}" for title in titles.values()))
     for stage, report in reports.items():
-        cells = (f"{t.mean:.2f} [{t.low:.2f}, {t.high:.2f}]" for t in (report.totals[name] for name in names))
+        cells = (f"{t.mean:.2f} [{t.low:.2f}, {t.high:.2f}]" for t in (report.totals[name] for name in titles))
         print(f"{stage:<27}" + "".join(f"{cell:>22}" for cell in cells))
     print(f"Plot over the steps: {plot}")

@@ -10,6 +10,7 @@ _NAMES = ("Ada", "Ben", "Chloe", "Dev", "Elif", "Femi", "Grace", "Hugo", "Ines",
 _THINGS = ("apples", "books", "coins", "eggs", "marbles", "pencils", "shells", "stamps", "stickers", "tickets")
 _BOXES = ("bags", "boxes", "baskets", "jars", "rows", "trays")
 _ANSWER = re.compile(r"-?\d[\d,]*")
+_CALCULATION = re.compile(r"\d+ [-+*] \d+ = -?\d+")
 
 
 def word_problems(num_rows: int, seed: int) -> Dataset:
@@ -36,6 +37,11 @@ def is_correct(response: str, answer: int) -> bool:
     """Whether the last number of a response is the answer."""
     numbers = _ANSWER.findall(response)
     return bool(numbers) and int(numbers[-1].replace(",", "")) == answer
+
+
+def right_calculations(response: str, solution: str) -> int:
+    """How many of the solution's calculations (two in each) a response has, with their results."""
+    return len({*_CALCULATION.findall(solution)} & {*_CALCULATION.findall(response)})
 
 
 def _gain_and_loss(generator: random.Random) -> tuple[str, str, int]:

@@ -45,6 +45,8 @@ class ExposureBias:
         totals (`dict[str, Estimate]`):
             Token means over all steps; `accumulated_excess_error` is that of the last step.
         num_starts, num_samples, num_tokens (`int`): Starts, free runs from each, true tokens scored.
+        kl_own, kl_gold (`list[float]`, *optional*):
+            With a teacher p*: KL(p* ‖ p_θ) on prefixes that the model wrote, and on true ones.
     """
 
     teacher_forced: list[float]
@@ -58,6 +60,8 @@ class ExposureBias:
     num_samples: int
     num_tokens: int
     settings: dict[str, Any] = field(default_factory=dict)
+    kl_own: list[float] | None = None
+    kl_gold: list[float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -144,8 +148,8 @@ def _summarise(runs: "FreeRuns", num_samples: int) -> ExposureBias:
         "free_running": runs.free_running,
         "gap": runs.free_running - runs.teacher_forced,
     }
-    if runs.kl_gold is not None:
-        columns["excess_error"] = runs.kl_own - runs.kl_gold
+    if runs.kl_gold is not None and runs.kl_own is not None:
+        columns |= {"kl_own": runs.kl_own, "kl_gold": runs.kl_gold, "excess_error": runs.kl_own - runs.kl_gold}
     present = ~np.isnan(runs.teacher_forced)
     means = {name: np.nanmean(values, axis=0) for name, values in columns.items()}
     intervals = {name: bootstrap_interval(values, present.astype(float)).T for name, values in columns.items()}
@@ -163,6 +167,8 @@ def _summarise(runs: "FreeRuns", num_samples: int) -> ExposureBias:
         totals["accumulated_excess_error"] = Estimate(float(accumulated[-1]), float(low), float(high))
     return ExposureBias(
         **{name: means[name].tolist() for name in ("teacher_forced", "free_running", "gap")},
+        kl_own=means["kl_own"].tolist() if "kl_own" in means else None,
+        kl_gold=means["kl_gold"].tolist() if "kl_gold" in means else None,
         excess_error=means["excess_error"].tolist() if "excess_error" in means else None,
         accumulated_excess_error=None if accumulated is None else accumulated.tolist(),
         intervals={name: [tuple(ends) for ends in values.tolist()] for name, values in intervals.items()},

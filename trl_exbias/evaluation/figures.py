@@ -59,6 +59,20 @@ class Figure:
         return text if self.std is None else f"{text} ± {self.std:.2g}"
 
 
+def token_mean(name: str, ids: list[str], sums: np.ndarray, counts: np.ndarray, settings: dict[str, Any]) -> Figure:
+    """
+    A mean over tokens, `R = Σ sums / Σ counts`, one sum and one count a prompt.
+
+    A ratio, linearised by prompt: a prompt's value is `R` plus its pull on it, `(sum − R · count) / mean count`. Their mean
+    is `R`, their bootstrap interval that of the ratio, and of two models on the same tokens the mean of their differences
+    is the difference of the ratios.
+    """
+    ratio = sums.sum() / counts.sum()
+    values = ratio + (sums - ratio * counts) / counts.mean()
+    per_prompt = dict(zip(ids, values.tolist(), strict=True))
+    return Figure.over_prompts(name, per_prompt, higher_is_better=False, settings=settings)
+
+
 def paired_difference(one: Figure, other: Figure) -> Figure:
     """
     `one − other`, prompt by prompt, over the prompts that both have, with its paired bootstrap interval.

@@ -83,7 +83,13 @@ class EvaluationOptions:
     criteria: str | None = _option(None, "G-Eval: name of shipped criteria, or a file")
     dry_run: bool = _option(False, "print the judge's prompts and the estimated cost; ask and generate nothing")
     # Other models that measure
-    embedding_model: str = _option("sentence-transformers/all-mpnet-base-v2", "model of the embedding distance")
+    embedding_model: str = _option("sentence-transformers/all-mpnet-base-v2", "of the embedding distance")
+    mauve_model: str = _option(
+        "openai-community/gpt2-large", "of MAUVE's features: any causal model or encoder, by hub id or folder"
+    )
+    perplexity_model: str = _option(
+        "openai-community/gpt2-large", "of the generative perplexity: any causal model, by hub id or folder"
+    )
     # What is written
     output: Path = _option(Path("evaluations"), "folder of evaluation.json, plots and what is kept")
     generations: Path | None = _option(None, "folder of kept generations (default: OUTPUT/generations)")

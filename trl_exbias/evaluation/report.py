@@ -10,15 +10,18 @@ from .tables import aligned
 
 NOTES = """\
 teacher-forced  Cross-entropy of the true next token after true tokens. Says how well the model predicts, not how it continues
-                from its own words.
-free-running    Cross-entropy of the true token after the model's own tokens. Compares models on the same data. A model
-                lowers it by hedging on contexts that look like its own: read it together with the teacher-forced figure.
-gap             Free-running minus teacher-forced. 0 at step 1. Not an absolute measure of exposure bias: even the true
-                distribution has a positive gap, because what it samples is not the one text that was written."""
+                its own words.
+free-running    Cross-entropy of the true token after the model's own tokens. It falls where a model hedges on contexts that
+                look like its own, also where nothing is cured: it cannot show a cure.
+gap             Free-running minus teacher-forced. 0 at step 1. Even the true distribution has a positive gap, because what it
+                samples is not the one text that was written."""
 TEACHER_NOTES = """\
-excess error    KL(teacher || model) on prefixes that the model wrote, minus the same on true ones: exposure bias proper, as
-                far as the teacher stands for the truth. 0: the model imitates as well on its own states as on the data's. A
-                negative value means that its own states are easier for it than the data's; within the interval it is noise.
+KL, own states  KL(teacher || model) on prefixes that the model wrote: how far the model is, where it goes by itself, from what
+                the teacher would write there. This is the figure that a cure lowers, as far as the teacher stands for the
+                truth; a teacher that was trained on the same text alone continues mistakes.
+KL, true states The same on true prefixes.
+excess          The first minus the second: exposure bias proper. 0: the model imitates as well on its own states as on the
+                data's. Negative: its own states are easier for it; within the interval it is noise.
 accumulated     The excess, summed over the horizon, in percent of the error on true prefixes (ExAccErr)."""
 
 
@@ -51,27 +54,33 @@ class Measurement:
 
 
 def table(measurements: dict[str, Measurement]) -> str:
-    """A line for each model: means with 95 % intervals, nats per token."""
-    names = ["teacher_forced", "free_running", "gap"]
-    reports = {model: m.exposure_bias for model, m in measurements.items()}
-    if any(report.excess_error is not None for report in reports.values()):
-        names += ["excess_error", "accumulated_excess_error"]
-    titles = {"accumulated_excess_error": "accumulated (%)"}
-    heads = ["model", "perplexity", "bits/byte", *(titles.get(name, name.replace("_", " ")) for name in names)]
-    lines = [heads]
+    """A line for each model: means with 95 % intervals, nats per token. With a teacher, what it says comes first."""
+    lines = [["model", "perplexity", "bits/byte", "teacher-forced", "free-running", "gap"]]
     for model, measurement in measurements.items():
         ppl = measurement.perplexity
         cells = [model, "–", "–"]
         if ppl is not None:
             cells[1:] = [f"{ppl.perplexity:.2f}", f"{ppl.bits / measurement.bytes_per_token:.3f}"]
-        cells += [_estimate(measurement.exposure_bias.totals.get(name)) for name in names]
-        lines.append(cells)
+        lines.append([*cells, *_estimates(measurement, ("teacher_forced", "free_running", "gap"))])
+    return "\n\n".join(filter(None, (_teacher_table(measurements), aligned(lines))))
+
+
+def _teacher_table(measurements: dict[str, Measurement]) -> str:
+    if all(measurement.exposure_bias.kl_own is None for measurement in measurements.values()):
+        return ""
+    lines = [["model", "KL, own states", "KL, true states", "excess", "accumulated (%)"]]
+    names = ("kl_own", "kl_gold", "excess_error", "accumulated_excess_error")
+    lines += [[model, *_estimates(measurement, names)] for model, measurement in measurements.items()]
     return aligned(lines)
 
 
 def notes(with_teacher: bool) -> str:
     """What each figure can and cannot show."""
-    return f"{NOTES}\n{TEACHER_NOTES}" if with_teacher else NOTES
+    return f"{TEACHER_NOTES}\n{NOTES}" if with_teacher else NOTES
+
+
+def _estimates(measurement: Measurement, names: tuple[str, ...]) -> list[str]:
+    return [_estimate(measurement.exposure_bias.totals.get(name)) for name in names]
 
 
 def _estimate(estimate: Estimate | None) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EVALUATION_FILE = "evaluation.json"
 #: For a dry run: stands before the reference where a response is not made yet. (Equal texts would not be judged.)
 STAND_IN = "[no response yet; in its place the reference] "
-_PACKAGES = ("rouge-score", "math-verify", "openai", "sentence-transformers", "alpaca-eval")
+_PACKAGES = ("rouge-score", "math-verify", "openai", "sentence-transformers", "alpaca-eval", "mauve-text")
 
 
 def evaluate(models: dict[str, str], options: EvaluationOptions) -> dict[str, Any]:
@@ -207,7 +207,10 @@ def _prepare(models: dict[str, str], options: EvaluationOptions) -> _Prepared:
     rows = {chosen.name: tasks.load(chosen, options) for chosen in suites}
     for chosen in suites:
         if chosen.sampling is not None:
-            _ = Work(chosen, subjects[0], rows[chosen.name], options).sampling
+            work = Work(chosen, subjects[0], rows[chosen.name], options)
+            _ = work.sampling
+            if chosen.min_prompts > 1:
+                _ = work.items
     return _Prepared(suites, subjects, rows)
 
 

@@ -23,7 +23,7 @@ _VLLM_BATCH = 512
 # Tokens that it makes room for at least: one start is then enough for most suites.
 _VLLM_ROOM = 1024
 _OF_DRAWS = ("top_p", "seed")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +108,9 @@ class EvaluatedModel:
     def _tokenizer_folder(self) -> Path:
         # For a folder without one, transformers makes up an empty tokenizer.
         for folder in (self.folder, self._base_folder):
-            if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            if any((folder / name).is_file() for name in TOKENIZER_FILES):
                 return folder
-        raise UsageError(f"{self.folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): save one with the model.")
+        raise UsageError(f"{self.folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}): save one with the model.")
 
     @cached_property
     def positions(self) -> int | None:

@@ -114,6 +114,8 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
         dataset = render(raw, DataArguments(**templates))  # type: ignore[arg-type]  # its templates alone
     else:
         dataset = render(raw, DataArguments(text_template=templates["prompt_template"])).rename_column("text", "prompt")
+    if "prompt" in dataset.column_names:
+        _check_count(len(dataset), suite)
     if suite.needs_references and "prompt" in dataset.column_names and not _has_references(dataset, options):
         raise UsageError(
             f"`{suite.name}` compares with references, and the data have none (columns: {', '.join(raw.column_names)}). "
@@ -166,6 +168,13 @@ def _check_rows(dataset: "Dataset", numbers: list[int], suite: "Suite", options:
             dataset, form, of, options.text_field, reads_documents=True, is_answered=is_answered, numbers=numbers
         )
     )
+
+
+def _check_count(count: int, suite: "Suite") -> None:
+    if count < suite.min_prompts:
+        raise UsageError(
+            f"`{suite.name}` needs at least {suite.min_prompts} prompts, and should have some hundreds; there are {count}."
+        )
 
 
 def _check_references(dataset: "Dataset", numbers: list[int], name: str) -> None:
@@ -280,11 +289,12 @@ def _identity(dataset: "Dataset") -> str:
 
 
 def text_items(
-    rows: Rows, options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase", horizon: int
+    rows: Rows, suite: "Suite", options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase", horizon: int
 ) -> tuple[list[Item], Cuts]:
     """Contexts of plain text as prompts, and the `horizon` true tokens after each as its reference."""
     documents = [tokenizer(text)["input_ids"] for text in rows.dataset["text"]]
     cuts = cut_documents(documents, options.context_length, horizon, options.num_examples or TEXT_EXAMPLES)
+    _check_count(len(cuts.contexts), suite)
     made = [
         Item(f"{document}:{start}", context, tokenizer.decode(context), [tokenizer.decode(behind)])
         for (document, start), context, behind in zip(cuts.places, cuts.contexts, cuts.horizons, strict=True)

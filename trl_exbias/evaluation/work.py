@@ -53,7 +53,7 @@ class Work:
         if not self.rows.is_text:
             return tasks.items(self.rows, self.suite, self.options, self.subject.tokenizer), None
         horizon = self.options.horizon if self.suite.sampling is None else self.sampling.max_new_tokens
-        return tasks.text_items(self.rows, self.options, self.subject.tokenizer, horizon)
+        return tasks.text_items(self.rows, self.suite, self.options, self.subject.tokenizer, horizon)
 
     @property
     def items(self) -> list[tasks.Item]:

@@ -29,6 +29,8 @@ _OF_THE_MACHINE = re.compile(
     r"|num_rollouts_to_print"
 )
 _GAP_COLUMNS = {
+    "kl_own": "KL from the teacher, own states",
+    "kl_gold": "KL, true states",
     "teacher_forced": "teacher-forced",
     "free_running": "free-running",
     "gap": "gap",

@@ -23,6 +23,7 @@ _MEANINGS = {
     "input_ids": "tokens of the branch: the policy's own, or its own and gold ones mixed",
     "labels": "token that each position was trained to predict; -100: none",
     "weight": "factor on the loss of its labels",
+    "token_weights": "factor on the loss of each label, where they differ",
     "score": "what the method computed of the branch once, before training on it",
 }
 _OF_AN_ITERATION = ("method", "iteration", "policy_step", "policy", "data")

@@ -132,6 +132,13 @@ class IterativeSFTConfig(SFTConfig):
     top_k: int = field(
         default=0, metadata={"help": "Rollouts are drawn from this many most probable tokens. 0 is all."}
     )
+    top_k: int = field(default=0, metadata={"help": "Most probable tokens that rollouts are drawn from; 0 is all."})
+    min_p: float = field(
+        default=0.0,
+        metadata={
+            "help": "Rollouts are drawn from tokens at least this many times as probable as the most probable one; 0 is all."
+        },
+    )
     sft_weight: float = field(default=1.0, metadata={"help": "Weight of the gold response's loss in joint training."})
     rollout_weight: float = field(default=1.0, metadata={"help": "Weight of the rollouts' loss in joint training."})
     max_degenerate_rate: float = field(
@@ -227,6 +234,7 @@ class IterativeSFTConfig(SFTConfig):
                 ("temperature", _number(self.temperature) >= 0, "0 (greedy) or more"),
                 ("top_p", 0 < _number(self.top_p) <= 1, "in (0, 1]"),
                 ("top_k", _number(self.top_k) >= 0, "0 (off) or more"),
+                ("min_p", 0 <= _number(self.min_p) <= 1, "in [0, 1]; 0 is off"),
                 ("max_degenerate_rate", 0 <= _number(self.max_degenerate_rate) <= 1, "in [0, 1]"),
                 ("sft_weight", _number(self.sft_weight) >= 0, "0 or more"),
                 ("rollout_weight", _number(self.rollout_weight) >= 0, "0 or more"),
@@ -247,7 +255,9 @@ class IterativeSFTConfig(SFTConfig):
 
     def rollout_settings(self) -> dict[str, Any]:
         """The settings that the rollouts of a run depend on."""
-        return {name: getattr(self, name) for name in self._rollout_settings}
+        found = {name: getattr(self, name) for name in self._rollout_settings}
+        # Where it is off it is not named: rollouts that were made before there was one are still a run's own.
+        return {**found, "min_p": self.min_p} if self.min_p else found
 
     @classmethod
     def from_args(cls, args: TrainingArguments | None, model: Any, trainer: type[Any]) -> "IterativeSFTConfig":

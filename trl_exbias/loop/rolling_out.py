@@ -82,6 +82,7 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
             temperature=self.args.temperature,
             top_p=self.args.top_p,
             top_k=self.args.top_k,
+            min_p=self.args.min_p,
             max_new_tokens=getattr(self.args, "max_new_tokens", 256),
             stop_token_ids=self.stop_token_ids,
             seed=seed,

@@ -32,7 +32,7 @@ def reject_unsupported(
         raise UsageError("Context and sequence parallelism are not supported together with branches.")
     _reject_other_engine(args, accelerator)
     if has_teacher:
-        _reject_compiled(accelerator)
+        reject_compiled(accelerator, "alpha=1")
     _reject_reentrant_checkpointing(model, args, accelerator)
     if accelerator.is_fsdp2 and hasattr(model, "peft_config") and _trains_head(model):
         # accelerate puts the head of a PEFT model into a unit of its own (`_find_final_norm` finds no norm to go with
@@ -68,11 +68,12 @@ def _trains_head(model: torch.nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in LMHead(model).projection.parameters())
 
 
-def _reject_compiled(accelerator: Accelerator) -> None:
+def reject_compiled(accelerator: Accelerator, without: str) -> None:
+    """Refuses soft labels in a compiled model; `without` is the setting that does without them."""
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise UsageError(
             "`torch_compile` is not supported together with soft labels: their loss does not run the compiled forward. Set "
-            "it to False (or `alpha=1`, which uses hard labels alone)."
+            f"it to False (or `{without}`, which uses hard labels alone)."
         )
 
 

@@ -1,12 +1,18 @@
 """Batch-Scheduled Sampling (BASH)."""
 
+from typing import Any
+
 from ..core.branches import Branch
 from ..core.data import Example
+from ..core.likelihood import label_values
+from ..core.modeling import position_limit
 from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
 from ..rollouts.noise import derive_seed, uniform
 from .configs import BASHConfig
 from .plans import MixingPlan
+from .rac_template import CorrectionTemplate
+from .reference_gate import ReferenceGate, check_shown
 
 
 class BASHTrainer(IterativeSFTTrainer):
@@ -60,6 +66,20 @@ class BASHTrainer(IterativeSFTTrainer):
     phase_plan = MixingPlan()
     branch_kinds = ("mixed",)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gating = None
+        if self.args.label_gate is not None and self.rolls_out:
+            template = CorrectionTemplate(self.args.gate_template)
+            check_shown(template, self.train_dataset, self.processing_class, self.inference_template)
+            self._gating = ReferenceGate(
+                self.args.label_gate,
+                template,
+                self._read,
+                position_limit(self.model),
+                self.rollout_stats.add,
+            )
+
     @property
     def rolls_out(self) -> bool:
         return super().rolls_out and self.args.beta > 0
@@ -81,9 +101,17 @@ class BASHTrainer(IterativeSFTTrainer):
             self.rollout_stats.add("bash/replaced_rate", drawn, len(mask))
             self.rollout_stats.add("bash/changed_rate", changed, drawn)
         # Eq. 5: the label stays gold, whatever was drawn.
-        return [
-            [Branch("mixed", tokens, example.response_labels)] for example, tokens in zip(examples, mixed, strict=True)
+        branches = [
+            Branch("mixed", tokens, example.response_labels) for example, tokens in zip(examples, mixed, strict=True)
         ]
+        if self._gating is not None:
+            branches = self._gating.gated(examples, branches, self.processing_class, self.inference_template)
+        return [[branch] for branch in branches]
+
+    def _read(self, value: Any, contexts: list, tokens: list, labels: list) -> list[list[float]]:
+        pad, most = self._tokenizer.pad_token_id, self.args.rollout_batch_tokens
+        with self.accelerator.autocast():
+            return label_values(value, self.model, contexts, tokens, labels, pad, most)
 
     def _mask(self, example: Example, seed: int) -> list[bool]:
         """m_j ~ Bernoulli(β) where the model is responsible for the token (a gold label is there)."""

@@ -13,6 +13,12 @@ class MixingPlan(PhasePlan):
     def branches(self, args: Any, iteration: int) -> int:
         return int(iteration > 0 and args.beta > 0)
 
+    def shown_template(self, args: Any) -> str | None:
+        return None if args.gate is None else args.gate_template
+
+    def label_tokens(self, args: Any, mean: MeanLengths, iteration: int, rows: int, rolled_out: int) -> float:
+        return 0 if args.gate is None else rolled_out * (mean.correction + mean.branch)
+
 
 class ScheduledSamplingPlan(MixingPlan):
     """The same, drawn again in every step."""
@@ -29,10 +35,27 @@ class RACPlan(PhasePlan):
 
     title = "RAC"
     dataset_forms = ("prompt-completion", "messages")
-    answers_freely = reads_for_labels = has_correction = True
+    answers_freely = reads_for_labels = True
+
+    def shown_template(self, args: Any) -> str | None:
+        return args.correction_template
 
     def label_tokens(self, args: Any, mean: MeanLengths, iteration: int, rows: int, rolled_out: int) -> float:
         return rolled_out * (mean.correction + mean.branch)
+
+
+class VerifiedAnswersPlan(PhasePlan):
+    """Several own answers, of which at most a number are kept as a verifier accepts."""
+
+    title = "Verified answers"
+    dataset_forms = ("prompt-completion", "messages")
+    answers_freely = has_verifier = True
+
+    def branches(self, args: Any, iteration: int) -> int:
+        return int(iteration > 0) * min(args.num_samples, args.num_kept or args.num_samples)
+
+    def new_branches(self, args: Any, iteration: int) -> int:
+        return int(iteration > 0) * args.num_samples
 
 
 class SPINPlan(PhasePlan):

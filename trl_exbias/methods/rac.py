@@ -6,18 +6,19 @@ from typing import Any
 from ..core.branches import Branch
 from ..core.data import Example
 from ..core.modeling import position_limit
-from ..loop.iterative import IterativeSFTTrainer
 from ..rollouts import RolloutEngine, SamplingOptions
+from ..rollouts.counting import LABEL_LENGTH
 from .bash import BASHTrainer
 from .configs import RACConfig
 from .plans import RACPlan
 from .rac_template import CorrectionTemplate
+from .soft_corrections import SoftlyCorrectingTrainer
 
 
 logger = logging.getLogger(__name__)
 
 
-class RACTrainer(IterativeSFTTrainer):
+class RACTrainer(SoftlyCorrectingTrainer):
     """
     Reference-Answer-based Correction: the policy corrects its own response, having been shown the reference answer.
 
@@ -28,7 +29,10 @@ class RACTrainer(IterativeSFTTrainer):
     `J = J_SFT + J_RAC`,  `J_RAC = − mean over {j : z̄_j ≠ z_j} of log p_θ(z̄_j | x, z_<j)`  (Eq. 7): only corrections
     are learned. A response without any adds nothing.
 
-    Differs from [`IterativeSFTTrainer`] only in `build_branches`.
+    With `soft_labels` the label of *every* position is the whole distribution `q_j = p_φ(· | f(x, y), z_<j)`, and J_RAC the mean
+    over all positions of a divergence of the policy from it.
+
+    Differs from [`IterativeSFTTrainer`] only in `build_branches`, and with `soft_labels` in the loss.
 
     Requirements: prompt-completion or conversational data (f needs the prompt's and the reference's text). A model that
     follows the template: watch `rac/correction_rate`, near 0 there is nothing to learn, near 1 the template is not
@@ -74,27 +78,35 @@ class RACTrainer(IterativeSFTTrainer):
         contexts = [self._template.context_ids(e.row, self.processing_class, self.inference_template) for e in examples]
         # A row whose correction context does not fit the model is not labelled: it trains on gold alone.
         fits = [self._fits(context, response) for context, response in zip(contexts, responses, strict=True)]
-        labelled = iter(
-            engine.label(
-                [context for context, fit in zip(contexts, fits, strict=True) if fit],
-                [response for response, fit in zip(responses, fits, strict=True) if fit],
-            )
-        )
+        if self.args.soft_labels:
+            responses = [z[: self._room(e, z)] for e, z in zip(examples, responses, strict=True)]
+        rows = [row for row, fit in enumerate(fits) if fit]
+        asked = [contexts[row] for row in rows], [responses[row] for row in rows]
+        if self.args.soft_labels:
+            labelled = iter(self.label_softly([examples[row] for row in rows], *asked))
+            self.rollout_stats.add(LABEL_LENGTH, sum(map(len, (*asked[0], *asked[1]))), len(rows))
+        else:
+            labelled = iter(engine.label(*asked))
         return [
-            self._branch(example, response, next(labelled), options) if fit else []
+            self._branch(example, response, next(labelled)) if fit else []
             for example, response, fit in zip(examples, responses, fits, strict=True)
         ]
 
-    def _branch(
-        self, example: Example, response: list[int], corrected: list[int], options: SamplingOptions
-    ) -> list[Branch]:
-        # Eq. 7: where the model agrees with itself there is nothing to learn but to repeat itself.
-        labels = [new if new != old else -100 for old, new in zip(response, corrected, strict=True)]
-        self.rollout_stats.add("rac/correction_rate", sum(label != -100 for label in labels), len(labels))
-        room = len(response)
-        if self.args.max_length is not None:
-            room = min(room, max(0, self.args.max_length - len(example.context_ids)))
+    def _branch(self, example: Example, response: list[int], corrected: list[int]) -> list[Branch]:
+        differs = [new != old for old, new in zip(response, corrected, strict=True)]
+        self.rollout_stats.add("rac/correction_rate", sum(differs), len(differs))
+        # Eq. 7: where the model agrees with itself there is nothing to learn but to repeat itself. Its distribution says more.
+        labels = [
+            label if differ or self.args.soft_labels else -100 for label, differ in zip(corrected, differs, strict=True)
+        ]
+        room = self._room(example, response)
         return [Branch("own", response[:room], labels[:room])]
+
+    def _room(self, example: Example, response: list[int]) -> int:
+        """Tokens of a response that `max_length` leaves."""
+        if self.args.max_length is None:
+            return len(response)
+        return min(len(response), max(0, self.args.max_length - len(example.context_ids)))
 
     def _fits(self, context: list[int], response: list[int]) -> bool:
         fits = self._max_positions is None or len(context) + len(response) <= self._max_positions

@@ -15,7 +15,7 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
-from ..chat.answers import row_answer
+from ..chat.answers import reference_text, row_answer
 from ..chat.conversations import TEMPLATE_KWARGS, TOOLS, conversation, is_blank, message_columns
 from ..chat.prompts import conversation_prompt_ids
 from ..chat.template_form import Message, text_of
@@ -105,8 +105,7 @@ class CorrectionTemplate:
             ValueError: if the row has no answer to show, or no turn to show it in.
         """
         if "prompt" in row and isinstance(row["prompt"], str):
-            reference = row["completion"].removesuffix(tokenizer.eos_token or "")  # put there by TRL
-            return tokenizer(text=self.render_text(row["prompt"], reference))["input_ids"]
+            return tokenizer(text=self.render_text(row["prompt"], reference_text(row, tokenizer)))["input_ids"]
         rendered = self.correction(row, tokenizer, chat_template)
         try:
             return conversation_prompt_ids(tokenizer, rendered, row, chat_template)

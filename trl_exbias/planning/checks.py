@@ -209,10 +209,14 @@ def check_lengths(findings: Findings, lengths: Lengths, args: Any, form: str, co
         )
 
 
-def check_correction(findings: Findings, rows: Dataset, args: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """RAC: the template can show the first rows' reference answers."""
+def check_correction(
+    findings: Findings, rows: Dataset, source: str, args: Any, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """RAC, and BASH's gate: the template can show the first rows' reference answers."""
     with findings.collect("data"):
-        template = CorrectionTemplate(args.correction_template)
+        template = CorrectionTemplate(source)
+        if not message_columns(rows) and "prompt" not in rows.column_names:
+            raise UsageError("a reference can be shown for prompt-completion or conversational data alone.")
         rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))
         if not message_columns(rows):
             for row in rows:

@@ -181,26 +181,32 @@ class _Planner:
 
     def training(self, phase: PlannedPhase, layout: Layout, activations: Activations) -> list[Moment]:
         teacher = self.teacher if phase.iteration > 0 else None
+        # Soft corrections: the head that their hidden states were read with stands next to the policy's.
+        corrects_softly = phase.iteration > 0 and getattr(self.args, "soft_labels", False)
+        beside = 0 if teacher is None else self._teacher_bytes(teacher)
+        if corrects_softly and self.args.teacher_top_k is None:
+            beside = self.facts.vocab_size * self.facts.hidden_size * self.facts.head_dtype.itemsize
         return training_moments(
             self.stand,
             self.facts,
             self.placement,
             activations,
-            self._head(layout, teacher is not None, phase.iteration > 0),
+            self._head(layout, teacher is not None or corrects_softly),
             self.args.gradient_checkpointing,
             self.args.gradient_accumulation_steps > 1,
-            0 if teacher is None else self._teacher_bytes(teacher),
+            beside,
         )
 
-    def _head(self, layout: Layout, distils: bool, is_joint: bool) -> HeadMemory:
+    def _head(self, layout: Layout, distils: bool) -> HeadMemory:
         on_cpu = self.placement.cpu
         facts = self.facts
         head_dtype = self.computes_in if casts_model(self.placement) else facts.head_dtype
         shape = (facts.vocab_size, facts.hidden_size, head_dtype, self.computes_in, facts.head_trained)
         if distils:
-            return distillation_head(layout.scored, *shape, self.args.kd_temperature != 1, facts.softcap, on_cpu)
-        # On a CPU, TRL scores every position in SFT.
-        positions = layout.scored if is_joint or not on_cpu else layout.rows * layout.length
+            softened = getattr(self.args, "kd_temperature", 1) != 1
+            return distillation_head(layout.scored, *shape, softened, self.args.divergence, facts.softcap, on_cpu)
+        # On a CPU, TRL scores every position, and where nothing rolls out all is TRL's.
+        positions = layout.rows * layout.length if on_cpu and self.args.is_plain_sft else layout.scored
         return fused_head(positions, *shape, facts.softcap, on_cpu)
 
     def _teacher_bytes(self, teacher: ModelFacts) -> int:

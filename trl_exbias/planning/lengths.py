@@ -23,7 +23,7 @@ class Lengths:
         rows (`list[tuple[int, int]]`): `(context, response)` of each row.
         num_sources (`int`): Rows of the data that they were made of: a conversation may be several rows, a document many.
         whole (`list[tuple[int, int]]`): `(context, response)` of the data's rows before they were cut to `max_length`.
-        corrections (`list[int]`): Lengths of the contexts in which RAC's policy corrects itself; empty for other methods.
+        corrections (`list[int]`): Lengths of the contexts in which the policy is shown the reference; empty where it is not.
     """
 
     rows: list[tuple[int, int]]
@@ -49,10 +49,17 @@ class Lengths:
 
 
 def measure(
-    rows: Dataset, num_sources: int, form: str, tokenizer: PreTrainedTokenizerBase, args: Any, cuts_trajectories: bool
+    rows: Dataset,
+    num_sources: int,
+    form: str,
+    tokenizer: PreTrainedTokenizerBase,
+    args: Any,
+    cuts_trajectories: bool,
+    shown: str | None = None,
 ) -> Lengths:
     """
     Args:
+        shown (`str`, *optional*): The template that shows the policy the reference, whose contexts are measured too.
         rows (`datasets.Dataset`): The first rows.
         num_sources (`int`): Rows of the source that they were made of.
         form (`str`): As [`~trl_exbias.chat.data_checks.dataset_form`] returns it.
@@ -62,7 +69,7 @@ def measure(
     if args.rollout_turns == "all" and form in ("messages", "prompt-completion") and message_columns(rows):
         rows, form = split_turns(rows), "prompt-completion"
     whole, corrections = [], []
-    template = CorrectionTemplate(args.correction_template) if hasattr(args, "correction_template") else None
+    template = None if shown is None else CorrectionTemplate(shown)
     for row in rows:
         if form == "tokenized" and "labels" not in row:
             row = {**row, "labels": row["input_ids"]}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core.distillation import _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ELSEWHERE
+from ..core.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL
 from ..core.upstream import FUSED_HEAD_TOKENS, fused_head_positions
 
 
@@ -21,6 +22,8 @@ _TILES_SOFTCAP = 1.0
 # Tiles of `_Distillation.forward`: the policy's logits, log-probabilities and probabilities, the teacher's logits, a
 # difference, their exponential, and the gradient of the chunk before.
 _TILES_DISTILLATION = 7.0
+# What other divergences than the forward KL take in addition (`examples.benchmarks.kd_loss`).
+_TILES_DIVERGENCE = {FORWARD_KL: 0, REVERSE_KL: 1, JENSEN_SHANNON: 2}
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def fused_head(
 ) -> HeadMemory:
     """
     Args:
-        positions (`int`): Positions that are scored: those with a label; for SFT on a CPU, all of a batch.
+        positions (`int`): Positions that are scored: those with a label; all of a batch on a CPU where nothing rolls out.
         head_dtype, compute_dtype (`torch.dtype`): What the weight is stored in, and what is computed in.
         trained (`bool`): Whether the head's weight has a gradient.
     """
@@ -74,6 +77,7 @@ def distillation_head(
     compute_dtype: torch.dtype,
     trained: bool,
     softened: bool = False,
+    divergence: str = FORWARD_KL,
     softcap: bool = False,
     on_cpu: bool = False,
 ) -> HeadMemory:
@@ -82,10 +86,11 @@ def distillation_head(
 
     Args:
         softened (`bool`): Whether hard and soft labels need logits of their own (`kd_temperature` other than 1).
+        divergence (`str`): One of `DIVERGENCES`.
     """
     elements = _CHUNK_ELEMENTS["cpu"] if on_cpu else _CHUNK_ELEMENTS_ELSEWHERE
     tile = 4 * vocab_size * min(positions, max(1, elements // vocab_size))
-    chunks = round((_TILES_DISTILLATION + softened + softcap) * tile)
+    chunks = round((_TILES_DISTILLATION + softened + softcap + _TILES_DIVERGENCE[divergence]) * tile)
     if compute_dtype != torch.float32:
         chunks += tile  # both heads' products before they become float32
     return HeadMemory(chunks, _gradients(positions, vocab_size, hidden_size, head_dtype, compute_dtype, trained))

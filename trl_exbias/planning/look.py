@@ -7,6 +7,7 @@ import torch
 
 from ..chat.data_checks import TRAINING, evaluation_name, readable
 from ..core.files import SHARE_OF_DISK, free_bytes
+from ..methods.verifiers import check_verifier
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
 from . import checks, disk
@@ -114,11 +115,15 @@ def _lengths(
 ) -> Lengths | None:
     if form is None or rows is None:
         return None
-    if plan.has_correction:
-        checks.check_correction(findings, rows.rows, args, tokenizer)
+    shown = None if args.is_plain_sft else plan.shown_template(args)
+    if shown is not None:
+        checks.check_correction(findings, rows.rows, shown, args, tokenizer)
+    if plan.has_verifier and tokenizer is not None and not args.is_plain_sft:
+        with findings.collect("data"):
+            check_verifier(args.verifier, rows.rows, tokenizer)
     if tokenizer is None or not checks.check_rows_and_tokenizer(findings, rows.rows, form, tokenizer, config, args):
         return None
-    lengths = measure(rows.rows, rows.num_read, form, tokenizer, args, plan.has_teacher)
+    lengths = measure(rows.rows, rows.num_read, form, tokenizer, args, plan.has_teacher, shown)
     checks.check_lengths(findings, lengths, args, form, config, rows.are_all)
     return lengths if lengths.rows else None
 
@@ -177,7 +182,7 @@ def _plan(
         from trl import get_peft_config  # imports PEFT, which takes long and which few recipes need
 
         peft_config = get_peft_config(model_args)
-    reads = arguments.plan.reads_for_labels
+    reads = arguments.plan.reads_for_labels or arguments.plan.shown_template(args) is not None
     found = estimate(findings, config, teacher, args, model_args, peft_config, placement, phases, device, reads)
     planned.estimate = found
     if found is None:
@@ -246,6 +251,9 @@ def _plan_disk(
                 f"every step will run the frozen layers: their output would take {size / GIB:.1f} GiB, and at most half of the "
                 f"{planned.free_disk / GIB:.1f} that are free at `output_dir: {args.output_dir}` is used.",
             )
+    if getattr(args, "soft_labels", False):
+        positions = sum(phase.rollout_tokens or 0 for phase in phases)
+        sizes["soft labels"] = disk.soft_label_bytes(positions, facts, args.teacher_top_k)
     planned.disk = {name: size for name, size in sizes.items() if size}
     total = sum(planned.disk.values())
     if total > planned.free_disk:

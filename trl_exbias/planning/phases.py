@@ -86,7 +86,7 @@ class RunShape:
         return self.plan.branches(self.args, iteration)
 
     def new_branches(self, iteration: int) -> int:
-        """How many of them are rolled out just before the iteration."""
+        """Rollouts of a row that are made just before the iteration."""
         return self.plan.new_branches(self.args, iteration)
 
     def branch_length(self, context: float, response: float) -> float:
@@ -181,9 +181,9 @@ def _planned(shape: RunShape, args: Any, phase: Phase, epochs: list, is_known: b
         full = max(epoch.num_updates for epoch in epochs)
         num_epochs = round(steps / full, 2) if args.max_steps > 0 else phase.num_epochs
     rollout_tokens: int | None = 0
-    if shape.new_branches(iteration):
+    if made := shape.new_branches(iteration):
         known = shape.lengths is not None and rollout_rows is not None
-        rollout_tokens = round((rollout_rows or 0) * mean_branch(shape)) if known else None
+        rollout_tokens = round((rollout_rows or 0) * made * mean_branch(shape)) if known else None
     tokens = None if rows is None or per_row is None else round(rows * num_epochs * per_row)
     labels = online = None
     if tokens is not None and rollout_rows is not None:

@@ -19,6 +19,8 @@ class SamplingOptions:
             Keep the smallest set of most probable tokens whose probability reaches `top_p`. `1.0` keeps all.
         top_k (`int`, *optional*, defaults to `0`):
             Keep the `top_k` most probable tokens. `0` keeps all.
+        min_p (`float`, *optional*, defaults to `0.0`):
+            Keep tokens at least `min_p` times as probable as the most probable one, before `top_k` and `top_p`. `0.0` keeps all.
         max_new_tokens (`int`, *optional*, defaults to `256`):
             `sample` ends a sequence after this many tokens.
         stop_token_ids (`tuple[int, ...]`, *optional*):
@@ -35,6 +37,7 @@ class SamplingOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     max_new_tokens: int = 256
     stop_token_ids: tuple[int, ...] = ()
     excluded_token_ids: tuple[int, ...] = ()
@@ -47,6 +50,8 @@ class SamplingOptions:
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
         if self.top_k < 0:
             raise ValueError(f"`top_k` must be 0 (off) or more, got {self.top_k}.")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"`min_p` must be in [0, 1], got {self.min_p}.")
         if self.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be at least 1, got {self.max_new_tokens}.")
 

@@ -8,7 +8,7 @@ The mixers are the finalisers of SplitMix64 (Steele et al., 2014) for keys and o
 wide arrays, where 32-bit integers halve the memory traffic.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -37,6 +37,19 @@ def derive_seed(seed: int, *path: int | str) -> int:
             if value <= 0:
                 break
     return state
+
+
+def sample_ids(example_ids: Sequence[int], num_samples: int) -> list[int]:
+    """
+    Keys for several samples of each example, sample after sample, then example after example.
+
+    The first sample's key is the example's own, and no key depends on how many samples there are.
+    """
+    return [
+        derive_seed(sample, "sample", example) if sample else example
+        for example in example_ids
+        for sample in range(num_samples)
+    ]
 
 
 def _mix32_(x: torch.Tensor, scratch: torch.Tensor) -> None:

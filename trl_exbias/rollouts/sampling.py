@@ -1,5 +1,7 @@
 """Choosing tokens: temperature, top-k, top-p, and the Gumbel-max draw with keyed noise."""
 
+import math
+
 import torch
 
 from ..core.modeling import LMHead
@@ -32,12 +34,15 @@ def choose_tokens(
 
 
 def filter_logits_(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
-    """Applies exclusions, temperature, top-k and top-p, in this order, to float32 `logits` `(rows, V)`, in place where possible."""
+    """Applies exclusions, temperature, min-p, top-k and top-p, in vLLM's order, to float32 `logits` `(rows, V)`, in place where possible."""
     if options.excluded_token_ids:
         excluded = torch.tensor(options.excluded_token_ids, device=logits.device)
         logits.index_fill_(-1, excluded, float("-inf"))
     if options.temperature > 0:
         logits /= options.temperature
+    if options.min_p > 0:
+        floor = logits.amax(-1, keepdim=True) + math.log(options.min_p)
+        logits.masked_fill_(logits < floor, float("-inf"))
     if 0 < options.top_k < logits.size(-1):
         kth = logits.topk(options.top_k).values[:, -1:]
         logits.masked_fill_(logits < kth, float("-inf"))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..core.branches import Branch
+from ..core.branches import TOKEN_WEIGHTS, Branch
 from ..core.errors import UsageError
 from ..core.files import write_atomically
 
@@ -50,7 +50,8 @@ class RolloutStore:
             Where the shards and the manifest live. Made when the first rollout is.
 
     The shards are ordinary parquet files (`datasets.load_dataset("parquet", data_files=f"{folder}/*.parquet")`) with one branch a row:
-    `example_id` (row of the training data), `kind`, `input_ids`, `labels` (-100: none), `weight`, `score`.
+    `example_id` (row of the training data), `kind`, `input_ids`, `labels` (-100: none), `weight`, `score`, and
+    `token_weights` where tokens have weights of their own.
     """
 
     def __init__(self, folder: str | Path):
@@ -113,13 +114,15 @@ class RolloutStore:
     def write_shard(self, index: int, rollouts: dict[int, list[Branch]], stats: dict[str, list[float]]) -> None:
         """Writes the branches of some examples, with the counts that the phase's metrics are computed from, as one shard."""
         rows = [(example_id, branch) for example_id, branches in rollouts.items() for branch in branches]
+        schema, columns = _SCHEMA, {name: [getattr(branch, name) for _, branch in rows] for name in _SCHEMA.names[1:]}
+        if any(isinstance(branch.weight, list) for _, branch in rows):
+            schema = _SCHEMA.append(pa.field(TOKEN_WEIGHTS, pa.list_(pa.float32())))
+            columns[TOKEN_WEIGHTS] = [branch.weight if isinstance(branch.weight, list) else None for _, branch in rows]
+            columns["weight"] = [1.0 if isinstance(branch.weight, list) else branch.weight for _, branch in rows]
         metadata = {_STATS_KEY: json.dumps(stats).encode(), _HEADER_KEY: self._header_digest().encode()}
         table = pa.table(
-            {
-                "example_id": [example_id for example_id, _ in rows],
-                **{name: [getattr(branch, name) for _, branch in rows] for name in _SCHEMA.names[1:]},
-            },
-            schema=_SCHEMA,
+            {"example_id": [example_id for example_id, _ in rows], **columns},
+            schema=schema,
         ).replace_schema_metadata(metadata)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
@@ -166,7 +169,7 @@ class RolloutStore:
                     f"{_REMEDY.format(folder=self.folder)}"
                 )
             tables.append(pq.read_table(pa.BufferReader(content)).replace_schema_metadata(None))
-        return Dataset(pa.concat_tables(tables or [_SCHEMA.empty_table()]))
+        return Dataset(pa.concat_tables(tables or [_SCHEMA.empty_table()], promote_options="default"))
 
     def _contents(self, num_shards: int) -> Iterator[tuple[Path, bytes]]:
         for index in range(num_shards):

@@ -90,6 +90,14 @@ _OURS = (
         "trl_exbias.methods.plans:DaDDaggerPlan",
     ),
     Method(
+        "verified",
+        "Verified answers (STaR, RFT, SSD): train on gold and on the policy's own answers that a verifier accepts",
+        "trl_exbias.methods.verified:VerifiedAnswersTrainer",
+        "trl_exbias.methods.configs:VerifiedAnswersConfig",
+        "trl_exbias.methods.plans:VerifiedAnswersPlan",
+        is_baseline=True,
+    ),
+    Method(
         "spin",
         "Self-Play Fine-Tuning, a baseline: prefer gold to the policy's own response",
         "trl_exbias.methods.spin:SPINTrainer",
@@ -152,7 +160,7 @@ def load(path: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise UsageError(
-            f"`{path}` cannot be loaded: there is no module `{error.name}`. Expected `module:Class`, importable from "
+            f"`{path}` cannot be loaded: there is no module `{error.name}`. Expected `module:name`, importable from "
             "where the command is called."
         ) from error
     except AttributeError as error:

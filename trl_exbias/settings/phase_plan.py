@@ -35,15 +35,15 @@ class PhasePlan:
     draws_in_steps = False
     #: Whether a teacher is configured (`teacher_model`), and rows are trajectories where they are plain text.
     has_teacher = False
-    #: Whether a correction template is filled with each row.
-    has_correction = False
+    #: Whether a verifier reads the rows' gold answers.
+    has_verifier = False
 
     def branches(self, args: Any, iteration: int) -> int:
         """Rollouts that a row has in addition to its gold branch; iteration 0 is the SFT phase."""
         return int(iteration > 0)
 
     def new_branches(self, args: Any, iteration: int) -> int:
-        """How many of them are rolled out just before the iteration."""
+        """Rollouts of a row that are made just before the iteration; a method may keep fewer."""
         return 0 if self.draws_in_steps else min(1, self.branches(args, iteration))
 
     def branch_length(self, args: Any, context: float, response: float) -> float:
@@ -52,6 +52,10 @@ class PhasePlan:
             return response
         room = math.inf if args.max_length is None else args.max_length - context
         return max(0, min(args.max_new_tokens, room))
+
+    def shown_template(self, args: Any) -> str | None:
+        """The template that shows the policy the reference of each row; `None` where it is shown none."""
+        return None
 
     def label_tokens(self, args: Any, mean: MeanLengths, iteration: int, rows: int, rolled_out: int) -> float:
         """Tokens read for labels before an iteration of that many rows and new rollouts."""

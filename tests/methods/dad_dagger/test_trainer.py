@@ -143,6 +143,28 @@ def test_a_small_top_k_trains_on_the_bucketed_distribution(tmp_path):
     assert logged(done, "loss") == [pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)]
 
 
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jensen_shannon"])
+@pytest.mark.parametrize("options", [{}, {"cache_teacher": False}, {"teacher_top_k": 3}], ids=["kept", "live", "top-k"])
+def test_another_divergence_of_the_soft_labels(tmp_path, divergence, options):
+    done = run(tmp_path, divergence=divergence, alpha=0.25, num_iterations=1, num_train_epochs=1, **options)
+    from ...reference.distillation import bucketed
+    from ...reference.distillation import divergence as reference_divergence
+
+    student = tiny_model()
+    soft, hard = [], []
+    for pair in reference.gold_pairs(cut(), H, tiny_model(seed=7)):
+        q = pair.soft
+        p = student(input_ids=torch.tensor([pair.context])).logits[0, -1].double().softmax(-1)
+        hard.append(-p[pair.label].log())
+        if "teacher_top_k" in options:
+            top = q.topk(3).indices.tolist()
+            q, p = bucketed(q, top), bucketed(p, top)
+        soft.append(reference_divergence(q, p, divergence))
+    soft, hard = torch.stack(soft).mean().item(), torch.stack(hard).mean().item()
+    assert logged(done, "loss") == [pytest.approx(0.25 * hard + 0.75 * soft, rel=1e-4)]
+    assert logged(done, "loss/soft") == [pytest.approx(soft, rel=1e-4)]
+
+
 @pytest.mark.parametrize("options", [{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 32}, {}])
 def test_the_loss_is_one_mean_of_the_global_batch(tmp_path, options):
     done = run(tmp_path, num_train_epochs=1, **options)
@@ -348,6 +370,9 @@ def test_bf16_is_close_to_fp32(tmp_path, cache):
         ({"teacher_top_k": 5, "cache_teacher": False}, "`teacher_top_k` is for labels on disk"),
         ({"rollout_weight": 2.0}, "`sft_weight` and `rollout_weight` must be 1"),
         ({"loss_type": "dft"}, "`loss_type` must be 'nll'"),
+        ({"divergence": "js"}, "`divergence` must be one of forward_kl, reverse_kl, jensen_shannon, got 'js'"),
+        ({"divergence": "reverse_kl", "alpha": 1.0}, "`divergence='reverse_kl'` is of soft labels, and `alpha=1` has"),
+        ({"jsd_beta": 0.2}, "`jsd_beta=0.2` is of `divergence='jensen_shannon'`"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, options, message):

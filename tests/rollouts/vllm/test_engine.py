@@ -16,6 +16,7 @@ import torch
 
 from trl_exbias.core.likelihood import label_nll
 from trl_exbias.rollouts import RolloutEngine, RolloutEngineError, SamplingOptions, TransformersEngine, VLLMEngine
+from trl_exbias.rollouts.noise import sample_ids
 from trl_exbias.rollouts.vllm import engine as vllm_module
 from trl_exbias.rollouts.vllm.probe import WeightProbe
 from trl_exbias.rollouts.vllm.upstream import NEWEST, OLDEST
@@ -74,6 +75,23 @@ class TestVerbs:
         expected = own.sample(rows[0], GREEDY)
         assert engines["continue"].sample(rows[0], GREEDY) == expected
         assert len(set(map(len, expected))) > 1, "rows that end at different lengths are what is tested"
+
+    def test_samples_of_one_prompt_are_independent_and_reproducible(self, engines, own, rows):
+        options, prompt = SamplingOptions(max_new_tokens=12), rows[0][0]
+        for engine in (own, engines["forced"]):
+            drawn = engine.sample([prompt] * 4, options, sample_ids([5], 4))
+            assert len({tuple(tokens) for tokens in drawn}) == 4
+            assert engine.sample([prompt] * 2, options, sample_ids([5], 2)) == drawn[:2]
+            assert engine.sample([prompt], options, [5]) == drawn[:1]
+
+    def test_of_the_most_probable_tokens_alone_both_engines_draw_the_greedy_ones(self, engines, own, rows):
+        options = replace(GREEDY, temperature=1.0, min_p=1.0)
+        greedy = own.sample(rows[0], GREEDY)
+        masks = masks_for(rows[1], 0.5)
+        mixed = own.mix(*rows, masks, GREEDY)
+        for engine in (own, *engines.values()):
+            assert engine.sample(rows[0], options) == greedy
+            assert engine.mix(*rows, masks, options) == mixed
 
     def test_excluded_tokens_are_never_drawn(self, engines, own, rows):
         usual = own.sample(rows[0], GREEDY)

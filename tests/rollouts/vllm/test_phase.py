@@ -10,7 +10,16 @@ from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from trl_exbias import BASHConfig, BASHTrainer, DaDDaggerConfig, DaDDaggerTrainer, RACConfig, RACTrainer
+from trl_exbias import (
+    BASHConfig,
+    BASHTrainer,
+    DaDDaggerConfig,
+    DaDDaggerTrainer,
+    RACConfig,
+    RACTrainer,
+    VerifiedAnswersConfig,
+    VerifiedAnswersTrainer,
+)
 from trl_exbias.rollouts import RolloutEngineError
 from trl_exbias.rollouts.vllm import engine as vllm_module
 from trl_exbias.rollouts.vllm import phase as vllm_phase
@@ -44,6 +53,12 @@ def run(trainer_class, config_class, output_dir, engine, model=None, peft_config
 METHODS = {
     "bash": (BASHTrainer, BASHConfig, {"beta": 0.4}),
     "rac": (RACTrainer, RACConfig, {"max_new_tokens": 12}),
+    # Greedily, several samples are one and the same: of other temperatures the engines' draws are not alike.
+    "verified": (
+        VerifiedAnswersTrainer,
+        VerifiedAnswersConfig,
+        {"verifier": "none", "num_samples": 1, "max_new_tokens": 12},
+    ),
     "dad-dagger": (
         DaDDaggerTrainer,
         DaDDaggerConfig,

@@ -3,12 +3,13 @@
 import hashlib
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..bootstrap import bootstrap_interval
-from ..figures import Figure
+from ..figures import Figure, token_mean
 from ..work import Work
 from .suite import Suite
 
@@ -37,7 +38,7 @@ def _figures(work: Work) -> dict[str, Figure]:
     scale = counts.sum() / (num_bytes * math.log(2))
     return {
         "cross_entropy": entropy,
-        "perplexity": _exponential(entropy),
+        "perplexity": exponential(entropy, "perplexity"),
         "bits_per_byte": _scaled(entropy, "bits_per_byte", scale, settings),
         **_free_running(work, ids, contexts, horizons, per_token),
     }
@@ -94,30 +95,20 @@ def _free_running(
         low, high = bootstrap_interval(values, present)
         ends = {"low": low.tolist(), "high": high.tolist()}
         work.curves[name] = {"mean": np.nanmean(values, axis=0).tolist(), **ends}
-    return {
+    found = {
         name: token_mean(name, ids, np.nansum(values, axis=1), present.sum(axis=1), settings)
         for name, values in columns.items()
     }
+    # They fall also where a method harms (docs/bench.md): lower does not mean better.
+    return found | {name: replace(found[name], higher_is_better=None) for name in ("free_running", "gap")}
 
 
-def token_mean(name: str, ids: list[str], sums: np.ndarray, counts: np.ndarray, settings: dict[str, Any]) -> Figure:
-    """
-    A mean over tokens, `R = Σ sums / Σ counts`, one sum and one count a prompt.
-
-    A ratio, linearised by prompt: a prompt's value is `R` plus its pull on it, `(sum − R · count) / mean count`. Their mean
-    is `R`, their bootstrap interval that of the ratio, and of two models on the same tokens the mean of their differences
-    is the difference of the ratios.
-    """
-    ratio = sums.sum() / counts.sum()
-    values = ratio + (sums - ratio * counts) / counts.mean()
-    per_prompt = dict(zip(ids, values.tolist(), strict=True))
-    return Figure.over_prompts(name, per_prompt, higher_is_better=False, settings=settings)
-
-
-def _exponential(entropy: Figure) -> Figure:
-    # No prompt has a share of it: compare cross-entropies.
+def exponential(entropy: Figure, name: str) -> Figure:
+    """A perplexity. No prompt has a share of it: compare cross-entropies."""
     mean, low, high = (math.exp(value) for value in (entropy.mean, entropy.low, entropy.high))
-    return Figure("perplexity", mean, low, high, entropy.n, higher_is_better=False, settings=entropy.settings)
+    return Figure(
+        name, mean, low, high, entropy.n, higher_is_better=entropy.higher_is_better, settings=entropy.settings
+    )
 
 
 def _scaled(figure: Figure, name: str, factor: float, settings: dict[str, Any]) -> Figure:

@@ -1,6 +1,6 @@
 r"""MATH, zero-shot with a chain of thought: the same string in `\boxed{…}`, and math-verify."""
 
-from ..answers import boxed_answer
+from ...grading.answers import boxed_answer
 from ..figures import Figure
 from ..grading import Grading, Outcome, accuracy, grade_math
 from ..subject import Sampling

@@ -30,6 +30,7 @@ class Suite:
         sampling ([`Sampling`], *optional*): How responses are drawn. `None`: it needs none.
         needs_references (`bool`): Whether the data must have an answer to each prompt.
         takes_text (`bool`): Whether it can be given plain text, which is cut into contexts and continuations.
+        min_prompts (`int`): Fewer than these say nothing, and are refused.
         packages (`dict[str, str]`): Modules that it needs, and the extra that installs each.
         check (`Callable[[EvaluationOptions], None]`, *optional*):
             Raises a `ValueError` for options that it cannot use, before anything is spent.
@@ -48,6 +49,7 @@ class Suite:
     sampling: Sampling | None = Sampling()
     needs_references: bool = True
     takes_text: bool = True
+    min_prompts: int = 1
     packages: dict[str, str] = field(default_factory=dict)
     check: Callable[["EvaluationOptions"], Any] = lambda options: None
     requests: Callable[["Work", dict[str, str]], list[Any]] | None = None

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ...core.divergences import DIVERGENCES, FORWARD_KL, Divergence, divergence_problems
+from ...core.gates import GATES, Gate, gate_problems
 from ...loop.config import IterativeSFTConfig, _number
 
 
@@ -50,6 +52,28 @@ class DaDDaggerConfig(IterativeSFTConfig):
     aggregate: str = field(
         default="all",
         metadata={"help": "Iterations whose rollouts are trained on: 'all', the 'last', or the last n."},
+    )
+    gate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trust gold less where the teacher finds it unlikely after the policy's own tokens: 'threshold', "
+            "min(1, q(gold) / `gate_epsilon`), or 'relative', q(gold) / max q. Default: gold counts whole.",
+            "choices": list(GATES),
+        },
+    )
+    gate_epsilon: float = field(
+        default=0.1, metadata={"help": "Probability from which on `gate='threshold'` trusts gold whole."}
+    )
+    divergence: str = field(
+        default=FORWARD_KL,
+        metadata={
+            "help": "What is minimised between soft labels q and policy p: 'forward_kl' KL(q‖p), 'reverse_kl' KL(p‖q), or "
+            "'jensen_shannon' (GKD's, with `jsd_beta`).",
+            "choices": list(DIVERGENCES),
+        },
+    )
+    jsd_beta: float = field(
+        default=0.5, metadata={"help": "β of `divergence='jensen_shannon'`: the soft labels' share of the mixture."}
     )
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft labels and their loss."})
     teacher_model_name_or_path: str | None = field(
@@ -120,11 +144,32 @@ class DaDDaggerConfig(IterativeSFTConfig):
             )
         if self.loss_type != "nll":
             found.append(f"`loss_type` must be 'nll', got {self.loss_type!r}: the hard labels' loss is Eq. 5's.")
+        found += divergence_problems(self.divergence, self.jsd_beta, None if self.alpha < 1 else "alpha=1")
+        found += gate_problems(self.gate, self.gate_epsilon)
+        if self.gate is not None and not 0 < _number(self.alpha) < 1:
+            found.append(
+                f"`gate` weighs hard labels by a teacher's distribution, and `alpha={self.alpha}` has only one of the two. Set "
+                "`alpha` between 0 and 1, or leave `gate` out."
+            )
+        if self.gate is not None and self.teacher_top_k is not None:
+            found.append(
+                "`gate` needs the whole distribution, of which `teacher_top_k` keeps a part. Leave one of them out."
+            )
         if self.teacher_top_k is not None and not self.cache_teacher:
             found.append(
                 "`teacher_top_k` is for labels on disk: set `cache_teacher=True`, or leave `teacher_top_k` out."
             )
         return found
+
+    @property
+    def label_gate(self) -> Gate | None:
+        """How far gold is trusted on the student's own contexts."""
+        return None if self.gate is None else Gate(self.gate, self.gate_epsilon)
+
+    @property
+    def soft_divergence(self) -> Divergence:
+        """What the soft labels' loss is."""
+        return Divergence(self.divergence, self.jsd_beta)
 
     @property
     def is_plain_sft(self) -> bool:

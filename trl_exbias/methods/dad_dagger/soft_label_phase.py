@@ -82,7 +82,7 @@ class SoftLabelPhase:
     ) -> list[dict[str, torch.Tensor]]:
         how = self.labelling
         return teacher_labels(
-            how.teacher,
+            how.teacher.head,
             model,
             rows,
             how.vocab_size,

@@ -166,7 +166,7 @@ def shared_vocab_size(student_size: int, teacher_size: int, num_tokens: int) -> 
 
 
 def teacher_labels(
-    teacher: Teacher,
+    head: LMHead,
     model: torch.nn.Module,
     rows: Sequence[tuple[list[int], Branch]],
     vocab_size: int,
@@ -179,6 +179,7 @@ def teacher_labels(
     What the teacher says at every labelled position of some branches, on the CPU.
 
     Args:
+        head ([`LMHead`]): The teacher's.
         rows (`Sequence[tuple[list[int], Branch]]`): Contexts and branches.
         top_k (`int`, *optional*): Tokens kept; `None` keeps the last hidden states, which are the whole distribution.
 
@@ -196,8 +197,8 @@ def teacher_labels(
             found = {"hidden": hidden}
         else:
             found = concatenate(
-                top_k_of(teacher.head, hidden[part], top_k, vocab_size, temperature)
-                for part in logit_chunks(hidden, teacher.head.vocab_size)
+                top_k_of(head, hidden[part], top_k, vocab_size, temperature)
+                for part in logit_chunks(hidden, head.vocab_size)
             )
         counts = [sum(label != -100 for label in branch.labels) for branch in branches]
         pieces = {name: tensor.cpu().split(counts) for name, tensor in found.items()}

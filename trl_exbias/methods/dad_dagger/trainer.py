@@ -19,6 +19,7 @@ from transformers import (
 from ...core.branches import GOLD, Branch
 from ...core.data import Example
 from ...core.distillation import DistillationScores, SoftTarget, distillation_scores
+from ...core.gates import teacher_trust
 from ...core.joint_dataset import JointDataset
 from ...core.layout import lay_out
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
@@ -299,6 +300,7 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         labels, stored = inputs.pop("shift_labels"), inputs.pop("soft_labels", None)
         scored = labels != -100
         target = soft_target(self.teacher, self._resident_teacher, inputs, scored, stored, self.shared_vocab)
+        trust, told = teacher_trust(self.args.label_gate, target, labels[scored], kinds[scored] > 0)  # gold is kind 0
         factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
         alpha = self.args.alpha
         fields = self._forward_redirection(
@@ -308,22 +310,22 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             lay_out(inputs, self.model),
             scored,
             labels[scored],
-            target,
-            alpha * factors,
+            self.args.soft_divergence.between(target),
+            alpha * factors * trust,
             (1 - alpha) * factors,
         )
         scores = DistillationScores(*fields)
         losses = torch.zeros(labels.shape, device=scores.nll.device)
         # FSDP2 casts what leaves the forward to the mixed precision's type.
-        losses[scored] = (alpha * scores.nll + (1 - alpha) * scores.cross_entropy).float()
+        losses[scored] = (alpha * trust * scores.nll + (1 - alpha) * scores.soft).float()
         sums = {
             "entropy": scores.entropy.sum(),
             "mean_token_accuracy": scores.is_top1.sum(),
             "loss/hard": scores.nll.sum(),
-            "loss/soft": scores.cross_entropy.sum(),
+            "loss/soft": scores.soft.sum(),
             "kl": scores.kl.sum(),
         }
-        return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums
+        return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums | told
 
     def _distil(
         self,

@@ -82,6 +82,7 @@ def _params(options: SamplingOptions, *key: int, **own: Any) -> dict[str, Any]:
         "temperature": options.temperature,
         "top_p": options.top_p,
         "top_k": options.top_k,
+        "min_p": options.min_p,
         "seed": derive_seed(options.seed, *key) & _MAX_SEED,
         # Ours to say: the checkpoint's own end of text may be another, and in a mix it ends nothing.
         "ignore_eos": True,

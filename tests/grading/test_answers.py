@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_exbias.evaluation.answers import boxed_answer, flexible_answer, gsm8k_answer, gsm8k_gold
+from trl_exbias.grading.answers import boxed_answer, flexible_answer, gsm8k_answer, gsm8k_gold
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
