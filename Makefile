@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: setup demo test test-slow test-faults test-matrix coverage bench gpu-bundle bench-gpu lint clean
+.PHONY: setup docs docs-serve demo test test-slow test-faults test-matrix coverage bench gpu-bundle bench-gpu lint clean
 
 setup: $(VENV)/.installed
 
@@ -75,14 +75,24 @@ bench-gpu:
 gpu-bundle: setup
 	$(RUN) -m examples.gpu_bundle
 
-# Calques in the documentation (docs/style_guide.md), except on pages that are still to be rewritten.
-NOT_YET_PLAIN := docs/benchmarks.md docs/engines.md
+# The site, in an environment of its own: without torch, the sources of trl and transformers are all that is read of them.
+docs: $(VENV)-docs/.installed
+	$(VENV)-docs/bin/python -m mkdocs build --strict
+
+docs-serve: $(VENV)-docs/.installed
+	$(VENV)-docs/bin/python -m mkdocs serve
+
+$(VENV)-docs/.installed: pyproject.toml .ci/docs.txt .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --requirement .ci/docs.txt
+	$(VENV)-docs/bin/python -m pip install --quiet --no-deps --constraint .ci/constraints.txt trl transformers accelerate
+	touch $@
 
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m tests.prose $(filter-out $(NOT_YET_PLAIN),$(sort $(wildcard docs/*.md docs/*/*.md)))
+	$(RUN) -m tests.prose README.md CONTRIBUTING.md docs trl_exbias examples website
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist htmlcov .coverage* *.egg-info
+	rm -rf site $(VENV)-docs $(VENV) $(VENV)-oldest $(VENV)-newest build dist htmlcov .coverage* *.egg-info

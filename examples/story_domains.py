@@ -5,7 +5,7 @@
 The set-up of the paper (Pozzi 2025, Section 6) at the size of a CPU: the teacher is SmolLM2-135M with its last block and final
 norm fine-tuned on the domain; the student is 10 of its layers, first brought back to speech by distillation on all
 domains, and then, in every arm, trained in its last block and final norm alone. Each finished arm is a JSON file under
-`runs/story_domains`: an interrupted run goes on. `--report` prints the table of what is there.
+`runs/story_domains`: an interrupted run continues. `--report` prints the table of what is there.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Setup:
         trajectories (`int`, *optional*): Training trajectories of each domain; `None` for all.
         starts (`int`): Starts that are measured on the test part.
         student_layers (`int`, *optional*): Layers that the student keeps; `None` for a student that is the whole model.
-        teacher_modules (`list[str]`, *optional*): What of the teacher is fine-tuned; `None` for all of it.
+        teacher_modules (`list[str]`, *optional*): The teacher's modules that are fine-tuned; `None` for all of it.
         teacher_options, options (`dict`): Settings of the teacher's run, and of every run.
     """
 

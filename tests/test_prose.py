@@ -59,6 +59,29 @@ def test_the_line_is_that_of_the_calque_also_across_a_line_end(tmp_path, capsys)
     assert "'goes on': write 'continue'" in printed[0]
 
 
+def test_in_python_strings_and_comments_are_read_and_code_is_not(tmp_path, capsys):
+    source = tmp_path / "module.py"
+    source.write_text(
+        '"""What is behind it."""\n'
+        "behind = {'a': behind}  # passed over\n"
+        "raise ValueError(\n"
+        "    f'`{behind}` goes '\n"
+        "    'on.'\n"
+        ")\n"
+        "'it goes', 'on'\n"
+        "def f(of):\n"
+        '    """\n    Args:\n        of (`str`): A name; `behind` and ``go on`` are exempt.\n    """\n',
+        encoding="utf-8",
+    )
+    assert main([str(tmp_path)]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix(f"{source}:").split("'")[:2] for line in printed] == [
+        ["1: ", "behind"],
+        ["2: ", "passed over"],
+        ["4: ", "goes on"],
+    ]
+
+
 def test_pages_without_calques_pass(tmp_path, capsys):
     (tmp_path / "page.md").write_text("# Plain English\n", encoding="utf-8")
     assert main([str(tmp_path)]) == 0

@@ -76,7 +76,7 @@ def step_trainer(model, tokenizer) -> Iterator[BASHTrainer]:
 
 
 def chat_pairs(num_rows: int, name: str = "gsm8k") -> tuple[list[tuple[str, str]], str]:
-    """Questions and answers of GSM8K or MATH where the file is at hand, else of the demo's word problems; and which it was."""
+    """Questions and answers of GSM8K or MATH if the file is there, else of the demo's word problems; and which it was."""
     path, question, answer, title = _PAIRS[name]
     if path.is_file():
         with open(path, encoding="utf-8") as file:

@@ -49,7 +49,7 @@ def dad_dagger(data: Dataset, tokenizer, teacher, folder: str, shared: bool = Tr
 
 
 def epoch_seconds(trainer: DaDDaggerTrainer) -> float:
-    """Of the last iteration's joint training."""
+    """Seconds of the last iteration's joint training."""
     return [entry["seconds/joint"] for entry in trainer.state.log_history if "seconds/joint" in entry][-1]
 
 

@@ -1,4 +1,4 @@
-"""What scheduled sampling costs beside BASH: seconds for a global batch, generation and training (Cen 2024 Tables 7-9)."""
+"""What scheduled sampling costs compared with BASH: seconds for a global batch, generation and training (Cen 2024 Tables 7-9)."""
 
 import tempfile
 import time

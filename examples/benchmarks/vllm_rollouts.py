@@ -77,7 +77,7 @@ def agreement(model, prompts, own, served) -> tuple[int, int, float]:
 
 
 def short_horizons(settings, own, prompts, responses, count: int = 64) -> None:
-    """DaD-DAgger's rollouts: 10 tokens behind 128."""
+    """DaD-DAgger's rollouts: 10 tokens after 128."""
     text = [token for pair in zip(prompts, responses, strict=True) for part in pair for token in part]
     contexts = [text[i * 97 : i * 97 + 128] for i in range(count)]
     options = SamplingOptions(max_new_tokens=10)
@@ -85,7 +85,7 @@ def short_horizons(settings, own, prompts, responses, count: int = 64) -> None:
         seconds = alternate(
             {"vllm": lambda: engine.sample(contexts, options), "transformers": lambda: own.sample(contexts, options)}, 1
         )
-    report("10 tokens behind 128: transformers ÷ vLLM", seconds["transformers"] / seconds["vllm"], "report",
+    report("10 tokens after 128: transformers ÷ vLLM", seconds["transformers"] / seconds["vllm"], "report",
            f"{seconds['transformers']:.1f} s ÷ {seconds['vllm']:.1f} s for {count} contexts")  # fmt: skip
 
 

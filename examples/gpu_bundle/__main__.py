@@ -2,7 +2,7 @@
 `make gpu-bundle`: everything that the GPU tests and benchmarks need on a machine without a network, in parts of at most 60 MB.
 
 Such a machine has Python 3.12, torch, transformers, accelerate and peft. The bundle brings the other packages as wheels, the
-weights of SmolLM2 in pieces, and the data sets that are at hand. `bundle/run.sh` uses whichever parts have arrived.
+weights of SmolLM2 in pieces, and the data sets that are there. `bundle/run.sh` uses whichever parts have arrived.
 """
 
 import argparse
@@ -28,12 +28,12 @@ _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2
 
 def build(bundle: Path, data: Path, python_version: str, machine: str) -> list[Path]:
     """
-    Writes the bundle anew and returns its parts.
+    Writes a new bundle and returns its parts.
 
     Args:
         bundle (`Path`): The folder to write; what it held is removed.
         data (`Path`): A folder of data sets. Those that it lacks are left out, with a line that says so.
-        python_version (`str`): Of the machine that the bundle is for, such as `"3.12"`.
+        python_version (`str`): Python's version on the machine that the bundle is for, such as `"3.12"`.
         machine (`str`): Its architecture, such as `"x86_64"`.
     """
     shutil.rmtree(bundle, ignore_errors=True)
@@ -161,7 +161,7 @@ def main() -> None:
     for part in build(options.output, options.data, options.python_version, options.machine):
         files = [path for path in part.rglob("*") if path.is_file()]
         print(f"{part}  {sum(path.stat().st_size for path in files) / 1e6:.1f} MB, {len(files)} files")
-    print(f"Carry them, and {options.output / 'run.sh'}, beside a checkout, and run: bash bundle/run.sh")
+    print(f"Carry them, and {options.output / 'run.sh'}, next to a checkout, and run: bash bundle/run.sh")
 
 
 if __name__ == "__main__":

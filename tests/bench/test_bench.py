@@ -120,7 +120,7 @@ def test_an_interval_is_students_over_paired_seeds():
         (["--task", "fixed"], "There is no task `fixed`. There are fix, fix-reference"),
         (["--method", "bush"], "There is no method `bush`. There are sft, bash-0.2"),
         (["--method", "nowhere:Trainer"], "`nowhere:Trainer` cannot be loaded: there is no module `nowhere`"),
-        (["--method", "trl_exbias:BASHTrainer beta"], "is no method. Expected `module:Trainer`"),
+        (["--method", "trl_exbias:BASHTrainer beta"], "is not a method. Expected `module:Trainer`"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_anything_runs(arguments, message, tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_a_message_has_a_role_and_a_content(raw, expected):
     [
         ({"from": "narrator", "value": "a"}, r"`from: narrator` is none of the roles that are known \(system, .*human"),
         ({"content": "a"}, r"has no `role` \(its keys: content\)"),
-        ({"from": "function_call", "value": "call w"}, "`tool_calls` is no JSON"),
+        ({"from": "function_call", "value": "call w"}, "`tool_calls` is not JSON"),
         (assistant(None, tool_calls=[{"type": "function"}]), "must have a `name`"),
         (user([{"type": "image", "url": "x"}]), "a part of the type 'image': only text can be rolled out"),
         ("a", "must be a dictionary"),
@@ -123,7 +123,7 @@ class TestNormalised:
         ]
         with pytest.raises(ValueError, match="Row 1: `from: x`"):
             normalised(Dataset.from_list(rows))
-        with pytest.raises(ValueError, match="Row 0: `tools` is no JSON"):
+        with pytest.raises(ValueError, match="Row 0: `tools` is not JSON"):
             normalised(Dataset.from_list([{"messages": [user("a"), assistant("b")], "tools": "{"}]))
 
     def test_other_data_stay_as_they_are(self):

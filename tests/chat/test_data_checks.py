@@ -240,7 +240,7 @@ class TestReadable:
     def test_columns_of_our_names_are_left_out_with_a_word(self, caplog, row, left):
         assert readable(Dataset.from_list([row]), "training dataset")[0] == left
         taken = set(row) - set(left)
-        assert "they are left out" in caplog.text and all(name in caplog.text for name in taken)
+        assert "They are left out" in caplog.text and all(name in caplog.text for name in taken)
 
 
 class TestTokenizer:

@@ -157,7 +157,7 @@ class TestColumns:
         (record,) = caplog.records
         assert "of 2 of 3 rows do not begin with the prompt" in record.message
         assert r"In row 1 the prompt ends with '<|im_start|>assistant\n<think>\n'" in record.message
-        assert r"the training tokens go on with '\n\n</think>" in record.message
+        assert r"the training tokens continue with '\n\n</think>" in record.message
         assert [row[PROMPT] is None for row in dataset] == [True, False, False]
         assert Example.from_row(0, dataset[0]).trained is None
 

@@ -144,7 +144,7 @@ def test_every_kind_of_mistake_is_reported_at_once(check, recipe, folder, tmp_pa
     ("changes", "expected"),
     [
         ({"max_length": 20}, "data: 64 of the first 64 rows have no response token within `max_length=20`"),
-        ({"eos_token": "<none>"}, "tokenizer: `eos_token: <none>` is no token of the tokenizer"),
+        ({"eos_token": "<none>"}, "tokenizer: `eos_token: <none>` is not a token of the tokenizer"),
         ({"chat_template_path": "/nowhere/template"}, "tokenizer: `chat_template_path: /nowhere/template` is neither"),
         ({"dataset_name": "/nowhere/train.jsonl"}, "data: `/nowhere/train.jsonl` cannot be read"),
         ({"dataset_train_split": "tain"}, "train.jsonl` cannot be read: Bad split: tain"),

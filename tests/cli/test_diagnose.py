@@ -77,7 +77,7 @@ def test_without_a_teacher_the_model_is_shown_the_reference(folder, capsys):
 def test_conversations_and_plain_text(folder, capsys):
     argv = ["diagnose", "other", "--data", "chats.jsonl", "--device", "cpu", "--horizon", "6"]
     assert main(argv) == 0
-    assert "Of the tokens that the model drew on 4 rows" in " ".join(capsys.readouterr().out.split())
+    assert "of the tokens that the model drew on 4 rows" in " ".join(capsys.readouterr().out.split())
     text = ["--context_length", "4", "--horizon", "8", "--max_starts", "5", "--teacher", "teacher"]
     assert run(*text, data="story.txt") == 0
 

@@ -158,7 +158,7 @@ def test_a_judge_is_asked_once_about_each_pair_and_its_cost_reported(judge, caps
         (["model", "--suite", "ruge"], "there is no suite `ruge`. Did you mean `rouge`?"),
         (["model", "--suite", "win_rate"], "win_rate needs a judge: give --judge_url and --judge_model"),
         (["model", "a/model", "--suite", "rouge"], "are both called `model`"),
-        (["nowhere", "--suite", "rouge"], "`nowhere` is no folder here"),
+        (["nowhere", "--suite", "rouge"], "`nowhere` is not a folder here"),
         (["model", "--suite", "rouge", "--max_new_tokens", "0"], "`max_new_tokens` must be at least 1"),
         (["model", "--suite", "rouge", "--num_generations", "2"], "greedy responses are all the same"),
         (["model", "--suite", "rouge", "--completion_template", "{{ gold }}"], "`prompt_template` is missing"),

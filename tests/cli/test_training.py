@@ -52,6 +52,25 @@ def test_exbias_bash_trains_from_a_recipe_and_saves(folder):
     assert "Bridging the Training-Inference Gap" in card
 
 
+def test_the_output_is_calm_and_names_the_log(folder):
+    """No warning of a library, and no bar of what takes a moment; both can be had."""
+    # A folder that holds its tokenizer's ids in no config: transformers warns that it writes them there.
+    done = call("-m", "trl_exbias.cli.main", "bash", "--config", "recipe.yaml", "--output_dir", "calm", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shown = done.stdout + done.stderr
+    for noise in (
+        "were not passed",
+        "real_accelerator",
+        "[transformers]",
+        "examples/s",
+        "Loading weights",
+        "model shards",
+    ):
+        assert noise not in shown
+    assert "Log: calm/_log.txt (1 warning of a library)" in done.stdout
+    assert "The tokenizer has new PAD/BOS/EOS tokens" in (folder / "calm" / "_log.txt").read_text()
+
+
 def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(folder):
     argv = [sys.executable, "-m", "trl_exbias.cli.main", "bash", "--config", "recipe.yaml", "--sft_epochs", "500"]
     argv += ["--output_dir", "preempted", "--resume_from_checkpoint", "true", "--save_strategy", "no"]

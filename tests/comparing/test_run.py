@@ -111,7 +111,7 @@ def test_a_comparison_that_is_told_to_stop_saves_and_goes_on(folder):
         time.sleep(0.2)
     running.send_signal(signal.SIGTERM)
     said = running.communicate()[0]
-    assert running.returncode == 85 and "the same command goes on" in said, said[-3000:]
+    assert running.returncode == 85 and "the same command continues" in said, said[-3000:]
     (attempt,) = read_attempts(metrics.parent)
     assert attempt["status"] == 85 and list(metrics.parent.glob("checkpoint-*"))
 

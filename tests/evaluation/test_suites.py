@@ -261,7 +261,7 @@ def test_a_missing_package_is_named_with_its_extra():
         ("gsm8k", "pairs.jsonl", {"prompt_template": "{{ question }}"}, r"`prompt_template` uses \['question'\]"),
         ("rouge", "gsm8k.jsonl", {}, "have no `prompt` .and `completion`., `messages` or `text`"),
         ("rouge", "gsm8k.jsonl", {"prompt_template": "{{ question }}"}, "the data have none"),
-        ("rouge", "pairs.jsonl", {"references_column": "golds"}, "golds is no column of the data"),
+        ("rouge", "pairs.jsonl", {"references_column": "golds"}, "golds is not a column of the data"),
         ("rouge", "none.jsonl", {}, "cannot be loaded"),
     ],
 )

@@ -116,7 +116,7 @@ def test_references_are_the_answers_as_the_template_renders_them(tmp_path):
 
 
 def test_arguments_that_are_no_json_are_refused():
-    with pytest.raises(ValueError, match="`chat_template_kwargs` is no JSON"):
+    with pytest.raises(ValueError, match="`chat_template_kwargs` is not JSON"):
         EvaluationOptions(suites=("rouge",), chat_template_kwargs="{")
 
 

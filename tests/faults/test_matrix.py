@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_passed_over(time, execute, uninterrupted, tmp_p
     weights = tmp_path / "run" / "checkpoint-4" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     status, log = execute()
-    assert "checkpoint-4 is passed over: model.safetensors has" in log
+    assert "checkpoint-4 is skipped: model.safetensors has" in log
     assert status == 0
     assert_equal(tmp_path / "run", uninterrupted)
 

@@ -129,7 +129,9 @@ def test_a_model_with_positions_in_three_dimensions(tmp_path):
     prompts, options = [[1, 2, 3], [4], [5, 6, 7, 8, 9]], SamplingOptions(max_new_tokens=6, seed=1)
     found = TransformersEngine(model, 0).sample(prompts, options)
     assert found == [reference.sample(model, prompt, options, i) for i, prompt in enumerate(prompts)]
-    with pytest.raises(ValueError, match="vLLM would serve Qwen2_5_VLForConditionalGeneration with what reads its"):
+    with pytest.raises(
+        ValueError, match="vLLM would serve Qwen2_5_VLForConditionalGeneration with the parts that read pictures"
+    ):
         check_servable(model)
     model.save_pretrained(tmp_path)
     # No auto class of causal language models has it.

@@ -43,7 +43,7 @@ def test_none_keeps_all():
     [
         ("right", "`verifier` must be one of none, exact, gsm8k, number, math, 'regex:PATTERN', or 'module:function'"),
         (7, "got 7"),
-        ("regex:(", r"`verifier='regex:\('` is no regular expression"),
+        ("regex:(", r"`verifier='regex:\('` is not a regular expression"),
         ("no_such_module:f", "there is no module `no_such_module`"),
         ("tests.methods.accepting:nothing", "has no `nothing`"),
         ("tests.methods.accepting:NOTHING", "names a int, not a function"),

@@ -89,5 +89,5 @@ def test_no_data_is_an_error():
 
 def test_a_file_of_an_unknown_kind_is_an_error(tmp_path):
     (tmp_path / "data.xls").write_text("x")
-    with pytest.raises(RecipeError, match="is no .json, .jsonl"):
+    with pytest.raises(RecipeError, match="is not a .json, .jsonl"):
         load_split(DataArguments(dataset_name=str(tmp_path / "data.xls")), DatasetMixtureConfig(), "train")

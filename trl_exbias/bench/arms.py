@@ -15,7 +15,7 @@ class Arm:
     Args:
         name (`str`): In the report and in file names.
         trainer (`str`): `module:Class`, an [`~trl_exbias.IterativeSFTTrainer`].
-        settings (`dict[str, Any]`): Of its configuration, besides those that all arms share.
+        settings (`dict[str, Any]`): Those of its configuration, in addition to those that all arms share.
         has_teacher (`bool`): Whether it is given the task's teacher.
         is_quick (`bool`): Whether it takes part in a quick bench.
     """
@@ -82,7 +82,7 @@ def own_arm(text: str) -> Arm:
     trainer = methods()[named].trainer if named in methods() else named
     if ":" not in trainer or not all("=" in setting for setting in settings):
         raise UsageError(
-            f"`{text}` is no method. Expected `module:Trainer`, and behind it `setting=value` where wanted."
+            f"`{text}` is not a method. Expected `module:Trainer`, with `setting=value` after it if wanted."
         )
     values = {key: yaml.safe_load(value) for key, value in (setting.split("=", 1) for setting in settings)}
     name = "-".join([trainer.split(":")[1], *(setting.replace("=", "-") for setting in settings)])

@@ -14,8 +14,8 @@ from .tasks import Rows, Task
 class Measure:
     """
     Args:
-        key (`str`): Of the value in a result.
-        title (`str`): Of its column.
+        key (`str`): The value's key in a result.
+        title (`str`): The title of its column.
         higher_is_better (`bool`): Its direction.
         meaning (`str`): One sentence.
         is_evidence (`bool`): Whether it can show a cure.

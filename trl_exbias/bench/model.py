@@ -57,7 +57,7 @@ def starting_dataset(task: Task, rows: Rows, seed: int) -> Dataset:
     """
     What the starting model is trained on: the rows, and where it shall read references, as many rewritings.
 
-    A rewriting shows a row's response behind the prompt of *another* row: only the reference tells what to write.
+    A rewriting shows a row's response after the prompt of *another* row: only the reference tells what to write.
     """
     dataset = dataset_of(task, rows)
     if not task.reads_reference:

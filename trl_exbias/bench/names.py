@@ -1,4 +1,4 @@
-"""Names of tasks and methods, for a command line that answers before torch is imported. A test holds them against the real ones."""
+"""Names of tasks and methods, for a command line that answers before torch is imported. A test compares them with the real ones."""
 
 TASK_NAMES = ("fix", "fix-reference", "known-start", "no-landmarks", "walk")
 METHODS = (

@@ -18,7 +18,7 @@ class Sizes:
     """
     Args:
         seeds (`int`): Repetitions: other data, other starting weights, other draws.
-        rows (`int`), held_out (`int`), teacher_rows (`int`): Of training, of measuring, of the teacher's training.
+        rows (`int`), held_out (`int`), teacher_rows (`int`): Rows for training, for measuring and for the teacher's training.
         arm_tokens (`int`): Tokens that every arm consumes: trained, generated, and read for labels.
     """
 
@@ -98,7 +98,7 @@ def plan_bench(
     The bench that was asked for.
 
     Args:
-        tasks (`list[str]`, *optional*): Names. Default: all; of a quick bench, two.
+        tasks (`list[str]`, *optional*): Names. Default: all; two of a quick bench.
         methods (`list[str]`, *optional*): Names, or methods of a user's own, see [`own_arm`]. Default: all, or the quick ones.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The report of a bench: `report.md`, `report.html` and `report.json`, made anew from the results that are there."""
+"""The report of a bench: `report.md`, `report.html` and `report.json`, made again from the results that are there."""
 
 import json
 from collections import defaultdict
@@ -32,8 +32,8 @@ def write_report(results: list[dict[str, Any]], starts: list[dict[str, Any]], fo
     Writes the three files and returns their paths.
 
     Args:
-        results (`list[dict]`): Of the arms, in their order.
-        starts (`list[dict]`): Of the starting models.
+        results (`list[dict]`): Results of the arms, in their order.
+        starts (`list[dict]`): Results of the starting models.
     """
     values = by_task([*starts, *results])
     consumed = _consumed(results)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Difference:
     """
     Args:
-        mean (`float`): Of an arm's value minus the baseline's under the same seed.
-        half_width (`float`): Of its 95 % t-interval over seeds; infinite with one seed.
+        mean (`float`): Mean of an arm's value minus the baseline's under the same seed.
+        half_width (`float`): Half the width of its 95 % t-interval over seeds; infinite with one seed.
         seeds (`int`): How many pairs.
     """
 

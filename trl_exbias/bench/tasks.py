@@ -44,9 +44,9 @@ class Task:
         num_answer_words (`int`): A.
         make (`Callable[[int, int], Rows]`): Rows from their number and a seed.
         is_right (`Callable[[Rows, torch.Tensor], torch.Tensor]`): Which tokens of own responses `(N, R)` are right.
-        true_after_gold (`Callable[[Rows], torch.Tensor]`): p* of each position behind gold tokens, `(N, R, A)`.
-        true_after_own (`Callable[[Rows, torch.Tensor], torch.Tensor]`): p* of the right next token behind tokens that the
-            model drew itself, `(N, R, A)`. They are no evidence of what is right.
+        true_after_gold (`Callable[[Rows], torch.Tensor]`): p* of each position after gold tokens, `(N, R, A)`.
+        true_after_own (`Callable[[Rows, torch.Tensor], torch.Tensor]`): p* of the right next token after tokens that the
+            model drew itself, `(N, R, A)`. They do not show what is right.
         reads_reference (`bool`): Whether the starting model is taught to rewrite from a reference (for RAC).
     """
 
@@ -74,7 +74,7 @@ def fix(
     Dead reckoning: states `s_t = s_0 + u_1 + … + u_t (mod 8)`, of which the prompt gives each step `u_t` exactly and a landmark
     `z_t` that equals `s_t` with a probability; the response is the states. The start `s_0` is hidden.
 
-    The first token is a guess. Behind gold everything follows from `y_{t-1} + u_t`, so that training on gold alone never
+    The first token is a guess. After gold everything follows from `y_{t-1} + u_t`, so that training on gold alone never
     needs the landmarks; a model that has guessed wrong can find back by them alone.
     """
 
@@ -145,7 +145,7 @@ def walk(name: str, about: str) -> Task:
         return Rows(nodes[:, :SEEN], nodes[:, SEEN:])
 
     def after(rows: Rows, tokens: torch.Tensor) -> torch.Tensor:
-        # Whoever took it, the last step decides. A token that is no node has no successor: any is as wrong.
+        # Whoever took it, the last step decides. A token that is not a node has no successor: any is as wrong.
         before = torch.cat([rows.prompts[:, -1:], tokens[:, :-1]], 1)
         true = transition[before.clamp(max=NODES - 1)]
         return torch.where((before < NODES).unsqueeze(2), true, torch.full_like(true, 1 / NODES))

@@ -33,7 +33,7 @@ _SHARED = {
     "dataloader_pin_memory": False,
     "overwrite_output_dir": True,
     "num_rollouts_to_print": 0,
-    # A tiny model that has learned little is no reason to stop: the bench is there to say so.
+    # A tiny model that has learned little is not a reason to stop: the bench is there to say so.
     "max_degenerate_rate": 1.0,
 }
 _OFFLINE = ("rollout/num_tokens", "teacher/num_tokens")
@@ -56,7 +56,7 @@ def train(
     How many epochs that is, is found by running the arm on a few rows first: what an epoch costs, and what comes between.
 
     Args:
-        make_model (`Callable`): Makes the model to start from, anew each time. (A deep copy of one that TRL has trained would
+        make_model (`Callable`): Makes the model to start from, again each time. (A deep copy of one that TRL has trained would
             still compute with the original's weights: its fused LM head is a closure over them.)
 
     Returns:

@@ -37,7 +37,7 @@ def answer_text(
     """
     The text of an assistant's turn.
 
-    Of text alone it is that text. Reasoning and calls are as the template renders them, without what opens and ends the turn.
+    For a text alone, it is that text. Reasoning and calls are as the template renders them, without what opens and ends the turn.
     Tokens that open and end turns within it become line ends (gpt-oss answers in several messages): they would end the turn
     in which the text is quoted.
 

@@ -38,7 +38,7 @@ def normalised(
         adapt (`Callable`, *optional*): What else to do to a row's messages; see [`~trl_exbias.chat.template_form.adapted`].
 
     Raises:
-        ValueError: for what is no conversation of texts; names the row.
+        ValueError: for anything other than a conversation of texts; names the row.
     """
     columns = message_columns(dataset)
     if not columns or "input_ids" in dataset.column_names:
@@ -95,7 +95,7 @@ def message_of(raw: Message) -> Message:
     checked.
 
     Raises:
-        ValueError: for a role of ShareGPT's that is not known, parts that are no text, calls that cannot be read.
+        ValueError: for a role of ShareGPT's that is not known, parts other than text, calls that cannot be read.
     """
     if not isinstance(raw, dict):
         raise UsageError(f"a message must be a dictionary with `role` and `content`, got {raw!r}.")
@@ -222,4 +222,4 @@ def _from_json(value: Any, name: str) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except ValueError as error:
-        raise UsageError(f"`{name}` is no JSON ({error}): {value[:60]!r}.") from error
+        raise UsageError(f"`{name}` is not JSON ({error}): {value[:60]!r}.") from error

@@ -107,8 +107,8 @@ def readable(dataset: Any, name: str) -> Any:
     taken = [column for column in reserved if column in dataset.column_names]
     if taken:
         logger.warning(
-            f"The {name} has columns of names that training has a meaning for ({', '.join(taken)}): they are left out. Rename "
-            "them if they are needed."
+            f"The {name} has columns whose names have a meaning in training ({', '.join(taken)}). They are left out. Rename "
+            "them if you need them."
         )
         dataset = dataset.remove_columns(taken)
     return dataset
@@ -134,7 +134,7 @@ def check_train_dataset(
         forms (`tuple[str, ...]`, *optional*): Those that `method` can train on. Default: all.
 
     Raises:
-        UsageTypeError: for something that is no map-style `datasets.Dataset`.
+        UsageTypeError: for something other than a map-style `datasets.Dataset`.
         UsageError: for vision data, missing columns, and rows that cannot be trained on: one message for all of them.
     """
     if isinstance(dataset, IterableDataset):
@@ -169,10 +169,10 @@ def check_rows(
     of: str | None = None,
 ) -> list[str]:
     """
-    What is wrong with the rows of one data set; see [`check_train_dataset`]. Nothing of what is no `Dataset`.
+    What is wrong with the rows of one data set; see [`check_train_dataset`]. Reports nothing for anything other than a `Dataset`.
 
     Args:
-        of (`str`, *optional*): What a message calls the rows. Default: [`rows_of`].
+        of (`str`, *optional*): The name of the rows in a message. Default: [`rows_of`].
 
     Raises:
         UsageError: for a set without rows, vision data and missing columns.
@@ -238,7 +238,7 @@ def check_tokenizer(
         token = getattr(args, name)
         if token is not None and token not in vocabulary:
             raise UsageError(
-                f"`{name}: {token}` is no token of the tokenizer. Set it to one of its vocabulary, or leave it out."
+                f"`{name}: {token}` is not a token of the tokenizer. Set it to one of its vocabulary, or leave it out."
             )
     messages = []
     for name, part in named_parts(dataset, eval_dataset).items():
@@ -254,7 +254,7 @@ def check_tokenizer(
         template = tokenizer.chat_template
         if args.chat_template_path is not None:
             template = _template_text(args.chat_template_path)
-        if template is not None:  # another model's is not at hand yet
+        if template is not None:  # another model's template is not known yet
             kind = "prompt-completion" if column == "prompt" else "messages"
             messages += unknown_roles(part, kind, rows_of(name, len(part)), template)
     raise_problems(messages)

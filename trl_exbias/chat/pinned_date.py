@@ -6,7 +6,7 @@ Without it, a run that is resumed on another day would have other tokens than be
 from datetime import datetime
 
 
-# Of `strftime`; what is padded otherwise (`%-d`) is a glibc extension that templates use.
+# The directives of `strftime`. Other padding (`%-d`) is a glibc extension that templates use.
 _DIRECTIVES = [f"%{pad}{letter}" for letter in "aAbBcdHIjmMpSUwWxXyYZfGuV" for pad in ("", "-")]
 _MACRO = "{%- macro strftime_now(format) -%}"
 

@@ -1,11 +1,11 @@
 """The prompt that inference gives the model, and where a row's gold response stands to it.
 
-A rollout goes on from inference's prompt. Gold's training tokens need not begin with that: a template may render an answer
+A rollout continues from inference's prompt. Gold's training tokens need not begin with that: a template may render an answer
 otherwise in a conversation (without the `<think>` that the prompt ends with), tokens may merge across the boundary, and TRL
 trains with another template where it needs marks of what the assistant says (`assistant_only_loss`). Then the gold branch
-keeps its own tokens, and a row has the prompt in columns of its own, with a **reference**: what of the gold answer comes after
+keeps its own tokens, and a row has the prompt in columns of its own, with a **reference**: the part of the gold answer that comes after
 the prompt. Where gold's text begins with that of the prompt (as gold's template renders it), that is the rest of the text, in
-gold's tokens but for one that spans the boundary; elsewhere it is gold's tokens from where the two part.
+gold's tokens except for one that spans the boundary; elsewhere it is gold's tokens from where the two part.
 """
 
 import logging
@@ -56,7 +56,7 @@ def token_ids(
     text_field: str = "text",
     chat_template: str | None = None,
 ) -> list[int]:
-    """The whole row as TRL tokenises it, before truncation: a conversation through its template, text with EOS behind it."""
+    """The whole row as TRL tokenises it, before truncation: a conversation through its template, text with EOS after it."""
     if form == "tokenized":
         return row["input_ids"]
     if form == "text" or isinstance(row.get("prompt"), str):
@@ -90,7 +90,7 @@ def mark_responses(
     some row's `input_ids` do not begin with inference's prompt, the columns `PROMPT`, `REFERENCE` and `REFERENCE_LABELS`,
     null in the other rows. How many these are is said in a warning, with an example.
 
-    The response is the completion, the last assistant turn of a conversation, everything behind the first token of a
+    The response is the completion, the last assistant turn of a conversation, everything after the first token of a
     plain text, and the last labelled stretch of tokenised data.
 
     Args:
@@ -240,9 +240,9 @@ def _report_differing(marked: Dataset, first: int, number: int, tokenizer: PreTr
     own = tokenizer.decode(row["input_ids"][split:])
     logger.warning(
         f"The training tokens of {number} of {len(marked)} rows do not begin with the prompt that the model is given "
-        "at inference: the chat template renders an answer otherwise in a conversation, or tokens merge across the boundary. "
+        "at inference: the chat template renders an answer differently in a conversation, or tokens merge across the boundary. "
         f"In row {first} the prompt ends with {tokenizer.decode(row[PROMPT])[-_SHOWN:]!r}, where the training tokens "
-        f"go on with {own[:_SHOWN]!r}. Rollouts stand after the prompt of inference, gold after its own context."
+        f"continue with {own[:_SHOWN]!r}. Rollouts stand after the prompt of inference, gold after its own context."
     )
 
 

@@ -24,7 +24,7 @@ class Problems:
     What is wrong with some rows, collected column by column and batch by batch.
 
     Args:
-        of (`str`): The rows that are looked at, as a message calls them: `"24 training rows"`.
+        of (`str`): The name of the checked rows in a message: `"24 training rows"`.
         numbers (`list[int]`, *optional*): What a message calls each row. Default: its place.
     """
 
@@ -80,10 +80,10 @@ def row_problems(
 ) -> list[str]:
     """
     What is wrong with the rows of untokenised data: nulls, empty texts and conversations, turns without a role or without
-    words, conversations that do not end with an answer, tools that are no JSON.
+    words, conversations that do not end with an answer, tools that are not JSON.
 
     Args:
-        form (`str`): Of [`~trl_exbias.chat.data_checks.dataset_form`].
+        form (`str`): As [`~trl_exbias.chat.data_checks.dataset_form`] returns it.
         of, numbers: See [`Problems`].
         reads_documents (`bool`, *optional*, defaults to `False`): Whether text is cut into trajectories, which leaves out
             documents that are too short, empty ones too.
@@ -167,7 +167,7 @@ def _check_text(problems: Problems, batch: dict[str, pa.Array], name: str, may_b
 
 
 def _is_blank(column: pa.Array) -> pa.Array:
-    """Of a column of texts: null, empty, or nothing but white space."""
+    """Which texts of a column are null, empty, or nothing but white space."""
     if pa.types.is_null(column.type):
         return pa.array([True] * len(column))
     return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
@@ -215,7 +215,7 @@ def _check_conversation(problems: Problems, batch: dict[str, pa.Array], name: st
         return
     is_empty = (turns.lengths == 0) | turns.of_last(turns.is_blank)
     problems.add(is_empty, f"have an empty response in `{name}`", "Drop them.")
-    # A single turn that is no answer is said to be none below.
+    # A single turn that is not an answer is said to be none below.
     alone = (turns.lengths == 1) & ~is_empty & turns.of_last(is_answer(turns.roles))
     problems.add(
         alone, f"have nothing before the answer in `{name}`", "Drop them, or fill in the turn that is answered."
@@ -224,7 +224,7 @@ def _check_conversation(problems: Problems, batch: dict[str, pa.Array], name: st
 
 
 def _check_kind(problems: Problems, turns: Turns, name: str) -> None:
-    problems.add(turns.is_no_list, f"hold something else than a list of messages in `{name}`", "Drop them.")
+    problems.add(turns.is_no_list, f"hold something other than a list of messages in `{name}`", "Drop them.")
 
 
 def _check_turns(problems: Problems, turns: Turns, name: str, is_answered: bool) -> None:
@@ -246,7 +246,7 @@ def _check_turns(problems: Problems, turns: Turns, name: str, is_answered: bool)
         problems.add(
             turns.of_last(pc.fill_null(pc.invert(is_answer(turns.roles)), False)),
             f"do not end with an assistant turn in `{name}`",
-            "Drop the turns behind the last answer.",
+            "Drop the turns after the last answer.",
         )
 
 
@@ -264,6 +264,6 @@ def _check_json(problems: Problems, column: pa.Array, name: str) -> None:
     if bad:
         problems.add(
             pc.is_in(column, pa.array(bad, column.type)),
-            f"have a text in `{name}` that is no JSON of {'tools' if name == TOOLS else 'a dictionary'}",
+            f"have a text in `{name}` that is not JSON of {'tools' if name == TOOLS else 'a dictionary'}",
             "Write it with `json.dumps`, or leave it null.",
         )

@@ -70,10 +70,10 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = Non
     """
     Finds how a turn ends by rendering some: an answer, one with reasoning, and calls.
 
-    An end is the last special or added token that follows what is said whether the conversation goes on or not (Cohere
+    An end is the last special or added token that follows what is said whether or not the conversation continues (Cohere
     closes the response first, then the turn); where the two differ, the one that ends a conversation (gpt-oss's
     `<|return|>`); where nothing does, the one that opens the next turn (GLM's `<|user|>`). What also stands between two
-    calls, or between reasoning and answer, is no end.
+    calls, or between reasoning and answer, does not count as an end.
     """
     if chat_template is None and tokenizer.chat_template is None:
         return TurnEnd()

@@ -1,4 +1,4 @@
-"""What a chat template takes: text or parts, call arguments as a mapping or as JSON, calls beside empty content or none.
+"""What a chat template takes: text or parts, call arguments as a mapping or as JSON, calls with empty content or none.
 
 Templates differ, and most say nothing when they are given the other form: they print a Python list, an escaped string,
 the word "None", or nothing at all. So each is tried on a few messages, once.

@@ -181,7 +181,7 @@ class _Lists:
     A column of lists of integers, flat.
 
     Args:
-        column (`pa.Array`): Of lists.
+        column (`pa.Array`): A column of lists.
 
     Attributes: `flat`, all the numbers; `lengths` of the lists, -1 for null.
     """
@@ -192,7 +192,7 @@ class _Lists:
         self.flat = pc.fill_null(flat, 0).to_numpy(zero_copy_only=False) if len(flat) else np.zeros(0, np.int64)
 
     def rows_with(self, holds: np.ndarray) -> np.ndarray:
-        """Of each list, whether something holds for any of its numbers."""
+        """Whether something holds for any number of a list, for each list."""
         # By where the lists end: a row number for each of a hundred million tokens would take as much memory as they do.
         ends = np.concatenate([[0], np.cumsum(self.lengths.clip(0))])
         counts = np.concatenate([[0], np.cumsum(holds)])
@@ -200,7 +200,7 @@ class _Lists:
 
 
 def _has_target(labels: _Lists) -> np.ndarray:
-    """Of each row, whether it has a label after its first token."""
+    """Whether a row has a label after its first token, for each row."""
     labelled = labels.flat != -100
     starts = np.cumsum(labels.lengths.clip(0)) - labels.lengths.clip(0)
     labelled[starts[labels.lengths > 0]] = False

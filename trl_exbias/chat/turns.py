@@ -24,11 +24,11 @@ class Turns:
 
     Args:
         lengths (`np.ndarray`): Turns of each row; 0 for null.
-        roles (`pa.Array`): Of each turn; null where there is none.
-        is_blank (`np.ndarray`): Of each turn, whether it says nothing: no text, no reasoning, no call.
-        is_null (`np.ndarray`): Of each turn, whether its content is null and it has neither reasoning nor calls; never of a
+        roles (`pa.Array`): The role of each turn; null where there is none.
+        is_blank (`np.ndarray`): For each turn, whether it says nothing: no text, no reasoning, no call.
+        is_null (`np.ndarray`): For each turn, whether its content is null and it has neither reasoning nor calls; never of a
             tool's.
-        is_no_list (`np.ndarray`): Of each row, whether it holds something else than a list of messages.
+        is_no_list (`np.ndarray`): For each row, whether it holds something other than a list of messages.
     """
 
     lengths: np.ndarray
@@ -38,7 +38,7 @@ class Turns:
     is_no_list: np.ndarray
 
     def rows_with(self, holds: Any) -> np.ndarray:
-        """Of each row, whether something holds for any of its turns."""
+        """For each row, whether something holds for any of its turns."""
         rows = np.repeat(np.arange(len(self.lengths)), self.lengths)
         return np.bincount(rows[np.asarray(holds)], minlength=len(self.lengths)) > 0
 
@@ -47,7 +47,7 @@ class Turns:
         return (np.cumsum(self.lengths) - 1)[self.lengths > 0]
 
     def of_last(self, holds: Any) -> np.ndarray:
-        """Of each row, whether something holds for its last turn; no row without turns."""
+        """For each row, whether something holds for its last turn; false for a row without turns."""
         found = np.zeros(len(self.lengths), bool)
         found[self.lengths > 0] = np.asarray(holds)[self.last_places()]
         return found
@@ -81,7 +81,7 @@ def turns_of(column: pa.Array) -> Turns:
 
 
 def is_answer(roles: pa.Array) -> pa.Array:
-    """Of each role, whether it is the assistant's; null for null."""
+    """For each role, whether it is the assistant's; null for null."""
     return pc.if_else(pc.is_valid(roles), pc.is_in(roles, _ANSWERS), None)
 
 
@@ -135,7 +135,7 @@ def _of_objects(rows: list[Any]) -> Turns:
 
 
 def _text(content: Any) -> str:
-    """What a content says; of something that is neither text nor parts, as much as that it is there."""
+    """What a content says. For something that is neither text nor parts, only that it is there."""
     return text_of(content) if content is None or isinstance(content, (str, list)) else str(content)
 
 
@@ -152,7 +152,7 @@ def _either(flat: pa.Array, name: str, other: str) -> pa.Array | None:
 
 
 def _texts(column: pa.Array | None, length: int) -> pa.Array:
-    """Roles as texts; what is none is no role."""
+    """Roles as texts; anything else counts as no role."""
     if column is not None and is_json(column.type):
         return pa.array([value if isinstance(value, str) else None for value in read_json(column)], pa.string())
     if column is None or not is_text(column.type):
@@ -168,7 +168,7 @@ def _is_null(column: pa.Array) -> np.ndarray:
 
 
 def _is_blank(column: pa.Array) -> np.ndarray:
-    """Of contents, reasoning or calls: whether there is nothing in them."""
+    """Whether contents, reasoning or calls are empty."""
     if pa.types.is_null(column.type):
         return np.ones(len(column), bool)
     if is_text(column.type):

@@ -28,8 +28,8 @@ max_new_tokens: rac; alpha, context_length, …: dad-dagger; spin_lambda: spin; 
 folder of the recipe's path has (recipes/scheduled-sampling/mine.yaml)."""
 _EPILOG = """\
 Any other argument overrides the recipe, as for `exbias bash`, e.g. --per_device_train_batch_size 4.
-What would have to be looked up on a hub that does not answer is a warning that says what was not checked.
-Exit status: 0, 1 with --strict where there are warnings, 2 where there are errors."""
+If the hub does not answer, a warning says what was not checked.
+Exit status: 0; 1 for warnings with --strict; 2 for errors."""
 
 
 def run(argv: list[str]) -> int:
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help=f"the method that is meant: {', '.join(methods())}, or `module:Trainer`, one of your own",
+        help=f"the recipe's method: {', '.join(methods())}, or `module:Trainer`, one of your own",
     )
     parser.add_argument("--num_processes", type=int, help="training processes, one a GPU")
     parser.add_argument(

@@ -15,13 +15,13 @@ from ..settings.recipes import recipe_path
 
 _DESCRIPTION = """\
 Trains the runs of a comparison file so that all consume the same, evaluates them alike and writes report.md and report.html.
-Called again, it goes on where it was stopped and trains nothing twice. Runs that are trained already are compared as they are."""
+Called again, it continues where it was stopped and trains nothing twice. Runs that are trained already are compared as they are."""
 _EPILOG = """\
-Of a file, any other argument overrides a key of its `base`, or, as --evaluate.KEY, an option of its evaluation:
+With a file, any other argument overrides a key of its `base`, or, as --evaluate.KEY, an option of its evaluation:
   exbias compare recipes/compare/beta.yaml --dataset_train_split 'train[:256]' --evaluate.num_examples 100
-Of finished runs, any other argument is one of `exbias evaluate`:
+With finished runs, any other argument is one of `exbias evaluate`:
   exbias compare runs/sft runs/bash --output runs/sft-bash --suite rouge --data test.jsonl
-Exit status: 2 where something is wrong with what was given, 1 where a run failed, 85 where one was told to stop and has saved."""
+Exit status: 2 for mistakes in the arguments or the file, 1 if a run failed, 85 if a run was told to stop and has saved."""
 
 
 def run(argv: list[str]) -> int:
@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
         print(stopped, file=sys.stderr)
         return RESUME_EXIT_CODE
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on.", file=sys.stderr)
+        print("Stopped; the same command continues.", file=sys.stderr)
         return 130
     except RunFailedError as failure:
         print(f"error: {failure}", file=sys.stderr)
@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SETTING",
         help="compare although runs differ in this; repeatable",
     )
-    parser.add_argument("--untrained", metavar="MODEL", help="of finished runs: the model they began from")
-    parser.add_argument("--title", help="of finished runs: the report's")
+    parser.add_argument("--untrained", metavar="MODEL", help="the model that finished runs began from")
+    parser.add_argument("--title", help="title of the report on finished runs")
     return parser
 
 

@@ -14,7 +14,7 @@ from ..settings.parser import Parser
 from ..settings.recipe import exit_with
 
 
-# Of a dry run, questions to show for each suite and model.
+# Questions that a dry run shows for each suite and model.
 _SHOWN = 2
 
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _argument(field: Any, hint: Any) -> dict[str, Any]:
-    """How argparse reads an option: of the kind that its dataclass field has."""
+    """How argparse reads an option: as the kind that its dataclass field has."""
     given = dict(field.metadata)
     kinds = [kind for kind in (*get_args(hint), hint) if kind in (bool, int, float, str, Path)]
     if hint is bool:

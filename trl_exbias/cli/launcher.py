@@ -1,6 +1,7 @@
 """`accelerate launch` with the exit status of what it started, and SIGTERM handed on to it."""
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from ..core.upstream import launch
 from ..run.errors import RESUME_EXIT_CODE
 
 
-# After SIGTERM torch's launcher kills its processes when so many seconds are over; a checkpoint of a 7B model takes
+# After SIGTERM torch's launcher kills its processes after this many seconds; a checkpoint of a 7B model takes
 # longer than the usual 30.
 _SECONDS_TO_SAVE = "600"
 
@@ -27,6 +28,8 @@ def run_launcher(arguments: argparse.Namespace) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # What it says of arguments that were not passed: the defaults are meant.
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SECONDS_TO_SAVE)
     if threading.current_thread() is threading.main_thread():
         # With several processes torch's launcher puts its own handler here, which does the same.

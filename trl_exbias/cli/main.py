@@ -10,26 +10,28 @@ from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
 from ..settings.methods import methods
 from ..settings.recipe import exit_with
+from .screen import calm_imports
 
 
 COMMANDS = {
-    "train": "any method, a user's own too: --method NAME or --method my_module:MyTrainer",
-    "check": "a recipe before it is run: every problem at once, and the plan: steps, tokens, memory, disk",
-    "diagnose": "before training: after a token that differs from gold, is gold still right? and which method follows",
-    "measure": "perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
-    "evaluate": "what models write: ROUGE, GSM8K, MATH, judges, embeddings, degeneration; and their exposure bias",
-    "rollouts": "inspect, diff, export and push what a run has rolled out",
-    "bench": "does a method cure? every method at equal tokens on tasks whose true distribution is known",
-    "compare": "several methods at equal compute, evaluated alike, in one report",
-    "demo": "RAC, BASH and DaD-DAgger on an embedded model and its own data, on a CPU, in minutes",
-    "recipes": "list, show or copy the shipped recipes",
-    "env": "versions and hardware, for a bug report",
+    "train": "trains with any method, also your own: --method NAME or --method my_module:MyTrainer",
+    "check": "checks a recipe before it runs: every problem at once, and a plan of steps, tokens, memory and disk",
+    "diagnose": "asks before training whether gold is still right after a token that differs, and names the method that follows",
+    "measure": "measures perplexity, free-running cross-entropy and exposure bias of any model, with a plot",
+    "evaluate": "evaluates what models write: ROUGE, GSM8K, MATH, judges, embeddings, degeneration; and their exposure bias",
+    "rollouts": "inspects, compares, exports and pushes what a run has rolled out",
+    "bench": "does a method cure? Trains every method for equal tokens on tasks whose true distribution is known",
+    "compare": "trains several methods at equal compute, evaluates them alike and writes one report",
+    "demo": "trains a small model with RAC, BASH and DaD-DAgger on a CPU, in minutes",
+    "recipes": "lists, shows or copies the shipped recipes",
+    "env": "prints versions and hardware for a bug report",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
+    calm_imports()
     try:
         with closed_pipe_is_no_error():
             status = _run(arguments)
@@ -55,8 +57,8 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: exbias COMMAND …\n")
         for name, what in {**{m.name: m.about for m in methods().values()}, **COMMANDS}.items():
-            print(f"  {name:<10} {what}")
-        print("\nexbias COMMAND --help tells more.")
+            print(f"  {name:<18} {what}")
+        print("\nexbias COMMAND --help says more.")
         return 0 if argv else 2
     command, *rest = argv
     if command in methods():

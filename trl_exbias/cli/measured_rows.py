@@ -17,7 +17,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", required=True, help="hub id, folder, or .txt, .json, .jsonl, .csv or .parquet file")
     add("--data_config", help="configuration of a hub data set")
-    add("--split", default="test", help="split or slice of one; of a single file always `train` (default: test)")
+    add("--split", default="test", help="split or slice of one; always `train` for a single file (default: test)")
     add("--text_field", default="text", help="column of plain text (default: text)")
     add("--prompt_template", help="jinja over the columns; with --completion_template for prompt-completion data")
     add("--completion_template", help="jinja over the columns")

@@ -1,4 +1,4 @@
-"""`exbias rollouts inspect|diff|export|push`: what a run rolled out, for the eye, beside another's, as a file, on the hub."""
+"""`exbias rollouts inspect|diff|export|push`: what a run rolled out, as a table, compared with another's, as a file, on the hub."""
 
 import argparse
 import itertools
@@ -169,7 +169,7 @@ def _by_example(rollouts: "Dataset") -> dict[tuple[int, str, int], tuple[list[in
 
 
 def _tokenizer(run: Path) -> Any:
-    """The run's tokenizer: of its model, or of its newest checkpoint; `None` where it has none yet."""
+    """The tokenizer of the run's model, or of its newest checkpoint; `None` where it has none yet."""
     from transformers import AutoTokenizer
 
     from ..evaluation.identity import model_folder

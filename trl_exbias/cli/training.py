@@ -1,7 +1,6 @@
 """What the training commands share: launching, as `trl sft` does, and the script that is launched."""
 
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..core.local_names import check_local
 from ..settings.methods import Method, method_named
 from ..settings.recipe import RecipeError, check_keys, exit_with, parse
 from ..settings.recipes import accelerate_configs
+from .screen import RunLog, calm_imports
 
 
 def launch(name: str, argv: list[str]) -> int:
@@ -35,7 +35,7 @@ def launch(name: str, argv: list[str]) -> int:
 
 
 def _script(method: Method) -> list[str]:
-    """The module that trains with a method, and what it is told beside a recipe's keys."""
+    """The module that trains with a method, and what it is told in addition to a recipe's keys."""
     command, *rest = method.command
     return [f"trl_exbias.cli.{command.replace('-', '_')}", *rest]
 
@@ -64,13 +64,21 @@ def script(name: str, argv: list[str]) -> int:
         from ..settings.data_arguments import DataArguments
 
         arguments = parse((DataArguments, config_class, ModelConfig, DatasetMixtureConfig), argv)
-        _train(method, *arguments)
+        log = RunLog()
+        log.start()
+        try:
+            _train(method, log, *arguments)
+        except (ExbiasError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            log.spill()
+            raise
     except ExbiasError as error:
         return exit_with(error)
     return 0
 
 
-def _train(method: Method, data_args: Any, args: Any, model_args: Any, mixture: Any) -> None:
+def _train(method: Method, log: RunLog, data_args: Any, args: Any, model_args: Any, mixture: Any) -> None:
     from trl import get_peft_config, get_quantization_config
 
     from ..run.run_directory import check_output_dir
@@ -78,8 +86,6 @@ def _train(method: Method, data_args: Any, args: Any, model_args: Any, mixture: 
     from .memory import keep_freed_memory
 
     keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    logging.getLogger("trl_exbias").setLevel(logging.INFO)
     if model_args.model_name_or_path is None:
         raise RecipeError("recipe", ["`model_name_or_path` is missing: a model id of the hub, or a folder."])
     check_local("model_name_or_path", model_args.model_name_or_path)
@@ -102,11 +108,27 @@ def _train(method: Method, data_args: Any, args: Any, model_args: Any, mixture: 
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    trainer.add_callback(_open_log(log))
     trainer.train(resume_from_checkpoint=_resume_from(args.resume_from_checkpoint))
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Model saved to {args.output_dir}")
+    trainer.accelerator.print(log.summary())
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+def _open_log(log: RunLog) -> Any:
+    """Opens the log when training begins: an old run is removed by then, and nothing is written for a run that is refused."""
+    from transformers import TrainerCallback
+
+    from ..run.run_directory import LOG_FILE
+
+    class OpenLog(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            name = LOG_FILE if args.process_index == 0 else LOG_FILE.replace(".", f"-{args.process_index}.")
+            log.open(Path(args.output_dir, name))
+
+    return OpenLog()
 
 
 def _resume_from(value: str | None) -> str | bool | None:
@@ -153,6 +175,7 @@ def _split_flag(argument: str, flag: str) -> list[str]:
 
 def main(method: str, argv: list[str] | None = None) -> None:
     """Entry of `python -m trl_exbias.cli.<method>`."""
+    calm_imports()
     with contextlib.suppress(KeyboardInterrupt), closed_pipe_is_no_error():
         sys.exit(script(method, sys.argv[1:] if argv is None else argv))
     sys.exit(130)

@@ -111,10 +111,10 @@ def figure_differences(figures: Mapping[str, Mapping[str, Figure]]) -> list[Diff
 
 def check_alike(found: Iterable[Difference], allow: Iterable[str], what: str) -> list[Difference]:
     """
-    Refuses differences, but for those that are allowed.
+    Refuses differences, except for those that are allowed.
 
     Args:
-        allow (`Iterable[str]`): Names of settings; of an evaluation's, without the figure.
+        allow (`Iterable[str]`): Names of settings; an evaluation's without the figure.
         what (`str`): `"runs"` or `"evaluations"`, for the message.
 
     Returns:

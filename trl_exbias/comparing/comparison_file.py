@@ -97,7 +97,7 @@ def read_content(path: str | Path, overrides: dict[str, Any] | None = None) -> d
     What a comparison file says, with the command line's keys in it; see [`read_comparison`].
 
     Raises:
-        RecipeError: if it cannot be read or is no mapping.
+        RecipeError: if it cannot be read or is not a mapping.
     """
     import yaml
 
@@ -219,12 +219,12 @@ def _runs(content: dict[str, Any], base: dict[str, Any], problems: list[str]) ->
     names = [run.name for run in runs]
     problems += [f"two runs are called `{name}`." for name in sorted({n for n in names if names.count(n) > 1})]
     problems += [
-        f"`{name}` is no name for a run, which has a folder of that name: use letters, digits, `.`, `_` and `-`."
+        f"`{name}` cannot name a run, which has a folder of that name: use letters, digits, `.`, `_` and `-`."
         for name in names
         if not _NAME.fullmatch(name)
     ]
     if "untrained" in names:
-        problems.append("`untrained` is the name of the model that all begin from; call the run otherwise.")
+        problems.append("`untrained` is the name of the model that all begin from; give the run another name.")
     return runs
 
 

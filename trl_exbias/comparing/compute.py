@@ -13,13 +13,13 @@ from ..core.errors import UsageError
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 # Rollouts of a policy that a resumed run came back to with other weights: spent, and no longer in its logs.
 _SET_ASIDE = "rollouts/*.superseded-*/manifest.json"
-#: Written beside them by `exbias compare`: one record for each time that the run was started.
+#: Written next to them by `exbias compare`: one record for each time that the run was started.
 ATTEMPTS_FILE = "attempts.json"
 #: Sorts of tokens, in the order in which they are reported.
 SORTS = ("trained", "generated", "teacher")
 
 _SECONDS = "seconds/"
-# Of a rollout phase, and of scheduled sampling since the log before; of a phase of labelling.
+# Logged for a rollout phase, and by scheduled sampling since the previous log; for a phase of labelling.
 _GENERATED, _TEACHER = ("rollout/num_tokens", "mixing/num_tokens"), ("teacher/num_tokens",)
 _DEVICE_PEAK = "memory/device_peak_bytes"
 
@@ -33,7 +33,7 @@ class Compute:
         teacher (`int`): Tokens read once more for labels: by a teacher, or by the policy itself (RAC, SPIN's reference).
         steps (`int`): Optimizer updates.
         seconds (`dict[str, float]`): By phase, as logged: `sft`, `joint`, `rollouts`, `teacher`, …
-        wall_seconds (`float`, *optional*): From start to end, loading and saving included; of runs that `compare` started.
+        wall_seconds (`float`, *optional*): From start to end, loading and saving included, for runs that `compare` started.
         host_bytes, device_bytes (`int`, *optional*): Peak memory of a process, and on a device; `None` where not known.
         sft_steps (`int`): Those of the SFT phase.
         attempts (`int`): How often the run was started; after an interruption, `seconds` lack what was lost.
@@ -63,7 +63,7 @@ class Compute:
     @property
     def seconds_an_update(self) -> tuple[float, float] | None:
         """
-        Of an update behind the SFT phase: seconds of generating (and labelling) for it, and of training; `None` without one.
+        Seconds of generating (and labelling) for an update after the SFT phase, and of training it; `None` without one.
 
         What Cen 2024 calls the computation time for a global batch (Tables 8-9), offline generation shared out over the updates
         that use it.
@@ -149,7 +149,7 @@ def read_logs(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def trained_tokens(logs: Iterable[dict[str, Any]], up_to_step: float = float("inf")) -> int:
-    """Tokens read in training, up to an update: the logged count, which begins anew where a run was resumed."""
+    """Tokens read in training, up to an update: the logged count, which begins again where a run was resumed."""
     total = last = 0
     for entry in logs:
         if "num_tokens" in entry and entry["step"] <= up_to_step:

@@ -70,14 +70,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class EqualCompute:
-    """What every run was to consume: `budget` of `what` (`tokens` or `seconds`), but for `tolerance`, a share of it."""
+    """What every run was to consume: `budget` of `what` (`tokens` or `seconds`), within `tolerance`, a share of it."""
 
     what: str
     budget: float
     tolerance: float
 
     def share(self, found: Compute) -> float:
-        """Of the budget, what a run has consumed."""
+        """The share of the budget that a run has consumed."""
         return spent(found, self.what) / self.budget
 
     def is_met(self, found: Compute) -> bool:
@@ -100,7 +100,7 @@ class Content:
     Everything that a report says.
 
     Args:
-        title (`str`): Of the comparison.
+        title (`str`): The comparison's.
         entries (`tuple[Entry, ...]`): The untrained model first, where it was evaluated; then the runs.
         equal ([`EqualCompute`], *optional*): `None` where lengths are as declared.
         allowed (`tuple[Difference, ...]`): Settings in which the runs differ all the same.
@@ -124,7 +124,7 @@ class Content:
 
     @property
     def reference(self) -> Entry:
-        """The first run: what the others are held against."""
+        """The first run: what the others are compared with."""
         return self.runs[0]
 
     @property
@@ -140,8 +140,8 @@ class Content:
     @cached_property
     def headline_keys(self) -> tuple[str, ...]:
         """
-        Figures of the decision table: those asked for, else the first of each suite that can be better or worse; of
-        likelihoods the three that belong side by side.
+        Figures of the decision table: those asked for, else the first of each suite that can be better or worse; for
+        likelihoods, the three that belong side by side.
 
         Raises:
             ValueError: for a figure that was asked for and is not there.

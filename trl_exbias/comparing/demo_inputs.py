@@ -40,7 +40,7 @@ def with_demo(comparison: "Comparison", output: Path) -> "Comparison":
     sizes = {**_DEFAULTS, **comparison.demo}
     train = word_problems(sizes["rows"], sizes["seed"]).to_list()
     seen = [row["prompt"] for row in train]
-    # There are only so many questions: another seed comes upon some of the same.
+    # The number of questions is limited: another seed meets some of the same.
     others = word_problems(sizes["rows"] + sizes["held_out"], sizes["seed"] + 1).to_list()
     test = [row for row in others if row["prompt"] not in seen][: sizes["held_out"]]
     paths = {name: output / "data" / f"{name}.jsonl" for name in ("train", "test")}

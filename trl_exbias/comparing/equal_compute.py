@@ -49,8 +49,8 @@ def calibrated(forecast: Forecast, planned: Forecast, measured_sft_tokens: float
 
     Args:
         forecast ([`Forecast`]): To correct: `exbias check` looks at the first rows alone.
-        planned ([`Forecast`]): Of the run that was measured.
-        measured_sft_tokens (`float`): Of its SFT phase; 0 where it has none.
+        planned ([`Forecast`]): The forecast of the run that was measured.
+        measured_sft_tokens (`float`): Tokens of its SFT phase; 0 where it has none.
     """
     if not planned.sft_tokens or not measured_sft_tokens:
         return forecast
@@ -64,8 +64,8 @@ def answered(forecast: Forecast, planned: Forecast, measured: Compute) -> Foreca
     A forecast with answers as long as another run was found to give, where it had the longest possible.
 
     Args:
-        forecast ([`Forecast`]): Of a method that answers freely (RAC, SPIN).
-        planned ([`Forecast`]), measured ([`Compute`]): Of a run of such a method.
+        forecast ([`Forecast`]): The forecast of a method that answers freely (RAC, SPIN).
+        planned ([`Forecast`]), measured ([`Compute`]): Those of a run of such a method.
     """
     if not planned.generated or not forecast.generated:
         return forecast
@@ -79,8 +79,8 @@ def steps_for(budget: float, forecast: Forecast, price: Price) -> int:
     """
     Optimizer updates with which a run consumes `budget`: the last phase is made longer or shorter.
 
-    Rollouts stand as they are, so a run cannot cost less than they and the phases before the last do; of the last, one
-    update stays.
+    Rollouts stand as they are, so a run cannot cost less than they and the phases before the last do; one update of the
+    last stays.
     """
     a_step = price.trained * forecast.last_tokens / forecast.last_steps
     steps = forecast.steps + (budget - price.of(forecast)) / a_step

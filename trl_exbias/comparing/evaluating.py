@@ -18,7 +18,7 @@ def check_evaluation(options: dict[str, Any]) -> None:
     Loads the evaluation's data and looks at its options, so that a mistake is found before hours of training.
 
     Raises:
-        ValueError, ImportError: as `exbias evaluate` would, but for what is wrong with a model.
+        ValueError, ImportError: as `exbias evaluate` would, except for what is wrong with a model.
     """
     from ..evaluation import tasks
     from ..evaluation.suites import load_suite

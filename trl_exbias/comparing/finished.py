@@ -34,7 +34,7 @@ def compare_finished(
 
     Args:
         runs (`dict[str, str]`): Run directories, by the names to give them; differences are to the first.
-        options (`dict`): Of `exbias evaluate`.
+        options (`dict`): Options of `exbias evaluate`.
         allow (`tuple[str, ...]`): Settings in which they may differ.
         untrained (`str`, *optional*): The model that they began from, to be evaluated too.
 

@@ -24,10 +24,10 @@ class Forecast:
 
     Args:
         steps (`int`): Optimizer updates.
-        trained, generated, teacher (`float`): Tokens, as in [`Compute`]; of sampled responses the longest possible.
-        last_steps (`int`), last_tokens (`float`): Of the last phase, read in its steps: what a longer run has more of.
-        sft_steps (`int`), sft_tokens (`float`): Of the SFT phase, whose tokens are known but for the first rows standing for
-            all; 0 where there is none.
+        trained, generated, teacher (`float`): Tokens, as in [`Compute`]; sampled responses as long as possible.
+        last_steps (`int`), last_tokens (`float`): Steps and tokens of the last phase, read in its steps: what a longer run has more of.
+        sft_steps (`int`), sft_tokens (`float`): Those of the SFT phase, whose tokens are known except that the first rows
+            stand for all; 0 where there is none.
     """
 
     steps: int
@@ -93,7 +93,7 @@ def forecast_runs(
 
 
 def _check(run: PlannedRun, recipe: Path, launch: dict[str, Any], on_done: Callable[[], object]) -> dict[str, Any]:
-    # It goes on where a killed one stopped: a folder that holds a run is no mistake here.
+    # It continues where a killed one stopped: a folder that holds a run is not a mistake here.
     command = [sys.executable, "-m", "trl_exbias.cli.main", "check", str(recipe), "--method", run.trains_with, "--json"]
     command += ["--resume_from_checkpoint", "true", *launch_arguments(launch, _PLACEMENT)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Colours that stay apart in grey and for the colour-blind (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY = "#8a8a8a"
-# Of what a run's cost is made of: not to be taken for runs.
+# The parts of a run's cost: not to be taken for runs.
 _PARTS = ("#4C6A92", "#E0A458", "#8FB8A8", "#B56576", "#6D6875", "#A3A3A3")
 _MAX_CURVES = 4
 _UNITS = ((10**9, "billion tokens"), (10**6, "million tokens"), (10**3, "thousand tokens"), (1, "tokens"))
@@ -28,7 +28,7 @@ _UNITS = ((10**9, "billion tokens"), (10**6, "million tokens"), (10**3, "thousan
 class Plot:
     """
     Args:
-        name (`str`): Of its file, without the ending.
+        name (`str`): The name of its file, without the ending.
         title (`str`): What it shows.
         svg (`bytes`): The picture.
     """

@@ -1,4 +1,4 @@
-"""The report of a comparison as Markdown, with its pictures beside it."""
+"""The report of a comparison as Markdown, with its pictures next to it."""
 
 import re
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ REPORT, PLOTS = "report", "plots"
 
 def write_report(content: Content, folder: Path) -> list[Path]:
     """
-    Writes `report.md` with its plots, and `report.html`, which needs nothing beside it.
+    Writes `report.md` with its plots, and `report.html`, which needs no other file.
 
     Returns:
         `list[Path]`: The two reports.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if figures that were measured otherwise would have to be held against each other.
+        ValueError: if figures that were measured differently would have to be compared.
     """
     pictures = plots(content)
     parts = sections(content)

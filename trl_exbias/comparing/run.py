@@ -42,7 +42,7 @@ def compare(comparison: Comparison, output: Path, source: str | None = None) -> 
 
     Raises:
         ValueError: for settings that cannot be compared or trained, all of them at once.
-        RunFailedError, RunStoppedError: where a run did not come to its end; the same call goes on.
+        RunFailedError, RunStoppedError: where a run did not come to its end; the same call continues.
     """
     allowed = check_alike(
         differences({run.name: settings_of_recipe(run) for run in comparison.runs}), comparison.allow, "runs"
@@ -56,7 +56,7 @@ def compare(comparison: Comparison, output: Path, source: str | None = None) -> 
         check_evaluation(comparison.evaluate)
     equal = _train_all(comparison, folders, forecasts)
     records = {name: read_run(folder) for name, folder in folders.items()}
-    # What a recipe names and a run records are two sayings of the same: of either, one line is enough.
+    # What a recipe names and a run records are the same thing said twice: one line is enough.
     known = {difference.setting for difference in allowed}
     found = [d for d in differences({n: settings_of_run(r) for n, r in records.items()}) if d.setting not in known]
     allowed += check_alike(found, comparison.allow, "runs")
@@ -89,7 +89,7 @@ def report(
     Args:
         entries (`list[Entry]`): Without figures yet.
         models (`dict[str, str]`): What to evaluate, by the entries' names.
-        options (`dict`): Of `exbias evaluate`.
+        options (`dict`): Options of `exbias evaluate`.
         equal, allowed, settings: As in [`Content`].
     """
     found = evaluate(models, options, output)
@@ -113,7 +113,7 @@ def report(
 
 
 def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Forecast]:
-    """What each run will consume; of a finished run what was forecast before. Empty where lengths are as declared."""
+    """What each run will consume; for a finished run, what was forecast before. Empty where lengths are as declared."""
     found: dict[str, Forecast | None] = {}
     missing = []
     for run in comparison.runs:
@@ -137,7 +137,7 @@ def _forecasts(comparison: Comparison, folders: dict[str, Path]) -> dict[str, Fo
         raise RecipeError(
             comparison.name,
             [f"{name}: its number of rows is not known before it is trained, so it cannot be given the length of the "
-             "others: have its data at hand, or write `equal: none`." for name in unknown],
+             "others: make its data available, or write `equal: none`." for name in unknown],
         )  # fmt: skip
     return {name: forecast for name, forecast in found.items() if forecast is not None}
 
@@ -170,7 +170,7 @@ def _train_all(comparison: Comparison, folders: dict[str, Path], forecasts: dict
             planned = forecasts[anchor.name]
             sft_tokens = trained_tokens(read_logs(folders[anchor.name]), up_to_step=planned.sft_steps)
             forecast = calibrated(forecast, planned, sft_tokens)
-            # Of answers as long as the policy makes them a forecast knows the limit alone.
+            # A forecast only knows the limit of answers whose length the policy decides.
             if run.plan.answers_freely and anchor.plan.answers_freely:
                 forecast = answered(forecast, calibrated(planned, planned, sft_tokens), measured)
         steps = steps_for(budget, forecast, price)

@@ -17,7 +17,7 @@ def read_samples(folder: Path, models: Mapping[str, Mapping[str, Any]], number: 
     The first responses of all models to some prompts that they share.
 
     Args:
-        folder (`Path`): Of kept generations.
+        folder (`Path`): The folder of kept generations.
         models (`Mapping[str, Mapping]`): Records of `evaluation.json` by the model's name: `fingerprint` and `folder`.
         number (`int`, *optional*, defaults to `4`): Prompts, taken in the order of their digests: not by anyone's choice.
 

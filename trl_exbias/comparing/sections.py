@@ -54,9 +54,9 @@ def sections(content: Content) -> list[Section]:
 
 _CURVES = [
     "Cross-entropy of the true token, step by step, after the model's own words (free running) and after the true ones "
-    "(teacher-forced); the gap is their difference and 0 at step 1. It compares models on the same data and is no absolute "
+    "(teacher-forced); the gap is their difference and 0 at step 1. It compares models on the same data and is not an absolute "
     "measure of exposure bias: even the true distribution has a positive gap. A model can lower it by hedging, so read it "
-    "beside the teacher-forced figure."
+    "together with the teacher-forced figure."
 ]
 _SAMPLES = ["The first response of each model to the same prompts, spread evenly over the data; not chosen."]
 
@@ -69,7 +69,7 @@ def _equality(content: Content) -> list[str]:
     counted = "trained + generated + teacher tokens" if equal.what == "tokens" else "seconds of all phases"
     return [
         f"Equal compute: every run was to consume {budget} {counted}, within {equal.tolerance:.0%}. What each consumed is "
-        "beside its figures."
+        "next to its figures."
     ]
 
 

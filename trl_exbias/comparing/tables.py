@@ -33,7 +33,7 @@ class Table:
 
 
 def decision_table(content: Content) -> Table:
-    """One row a run: the headline figures, held against the first run's, and what it all cost."""
+    """One row a run: the headline figures, compared with the first run's, and what it all cost."""
     keys = content.headline_keys
     head = ["run", "verdict", *(f"{title_of(key)} {_arrow(content, key)}".strip() for key in keys), "tokens", "seconds"]
     rows = []
@@ -44,7 +44,7 @@ def decision_table(content: Content) -> Table:
     reference = content.reference.name
     notes = [
         f"Mean and its 95 % interval over prompts; Δ: the paired difference to `{reference}` and its interval. Better, "
-        "worse: that interval leaves zero out. Of many figures one in twenty does so by chance."
+        "worse: that interval leaves zero out. One in twenty of many figures does so by chance."
     ]
     return Table(head, rows, notes)
 
@@ -81,7 +81,7 @@ def cost_table(content: Content) -> Table:
         f"more for labels, by a teacher or by the policy itself. Below their sum: the same {beside}. They are added up as "
         "they are: training on a token takes about three times the arithmetic of reading it, and generating one takes "
         "more time than either.",
-        "Seconds are those of the phases; the wall clock has loading and saving as well. Seconds an update: behind the SFT "
+        "Seconds are those of the phases; the wall clock has loading and saving as well. Seconds an update: after the SFT "
         "phase, what was generated beforehand shared out over the updates that use it.",
     ]
     if any(found.attempts > 1 for _, found in runs):

@@ -1,4 +1,4 @@
-"""Runs the training command for a comparison, in a process of its own; goes on where an earlier call was stopped."""
+"""Runs the training command for a comparison, in a process of its own; continues where an earlier call was stopped."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ def write_recipe(run: PlannedRun, folder: Path, max_steps: int | None = None) ->
         ]
         if differing:
             raise UsageError(
-                f"{folder} was trained with other settings: {'; '.join(differing)}. Delete the folder to train anew, or "
+                f"{folder} was trained with other settings: {'; '.join(differing)}. Delete the folder to train again, or "
                 "choose another output folder."
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,11 @@ def train(
     run: PlannedRun, folder: Path, total_steps: int | None, title: str, launch: dict[str, Any] | None = None
 ) -> None:
     """
-    Trains a run from its recipe, or goes on with it; returns at once where it is finished.
+    Trains a run from its recipe, or continues it; returns at once where it is finished.
 
     Args:
         total_steps (`int`, *optional*): For the progress bar.
-        title (`str`): Of the bar.
+        title (`str`): The title of the bar.
         launch (`dict`, *optional*): Flags of `accelerate launch`.
 
     Raises:
@@ -118,7 +118,7 @@ def train(
                 bar.update(_steps_done(folder) - bar.n)
                 time.sleep(_POLL_SECONDS)
     process.returncode = os.waitstatus_to_exitcode(status)
-    # Of the largest of its processes: the launcher's children that it waited for are counted.
+    # The peak of the largest of its processes: the launcher's children that it waited for are counted.
     record |= {"status": process.returncode, "host_bytes": usage.ru_maxrss * _RSS_UNIT, "pid": None}
     _write_attempts(folder, [*attempts, record])
     if process.returncode == 0:
@@ -126,7 +126,7 @@ def train(
     from ..run.errors import RESUME_EXIT_CODE
 
     if process.returncode == RESUME_EXIT_CODE or asked:
-        raise RunStoppedError(f"{run.name} was told to stop and is kept in {folder}: the same command goes on.")
+        raise RunStoppedError(f"{run.name} was told to stop and is kept in {folder}: the same command continues.")
     end = "\n".join(_last_lines(folder / LOG_FILE))
     raise RunFailedError(f"Training {run.name} failed (status {process.returncode}); {folder / LOG_FILE} ends:\n{end}")
 
@@ -164,7 +164,7 @@ def _refuse_second_trainer(folder: Path, attempts: list[dict[str, Any]]) -> None
     with contextlib.suppress(psutil.Error):
         if str(folder / RECIPE_FILE) in psutil.Process(pid).cmdline():
             raise UsageError(
-                f"{folder} is being trained by process {pid}, which an earlier call has left behind. Wait for it, or end it; "
+                f"{folder} is being trained by process {pid}, which an earlier call has left. Wait for it, or end it; "
                 "then call again."
             )
 

@@ -85,7 +85,9 @@ def run_in_batches(
         # Outside the handler, whose traceback would keep the failed forward's tensors alive.
         torch.cuda.empty_cache()
         max_tokens = max(lengths[batch[0]], lengths[batch[0]] * len(batch) // 2)
-        logger.warning(f"Out of memory with {len(batch)} sequences at once: going on with {max_tokens} tokens a batch.")
+        logger.warning(
+            f"Out of memory with {len(batch)} sequences at once: continuing with {max_tokens} tokens a batch."
+        )
         rows = [row for waiting in (batch, *queue) for row in waiting]
         parts = token_batches([lengths[row] for row in rows], max_tokens, max_padding)
         queue = deque([[rows[i] for i in part] for part in parts])

@@ -1,6 +1,6 @@
 """One context, several branches: the example shape of every method, and how a batch of it is laid out.
 
-A context is encoded once. Its branches (the gold response, a mixed one, the policy's own) stand behind it in one row,
+A context is encoded once. Its branches (the gold response, a mixed one, the policy's own) stand after it in one row,
 each seeing the context and itself, never a sibling:
 
 ```
@@ -9,7 +9,7 @@ target    x_2 … x_P     | y_1 y_2 … y_L     | ŷ's labels              that 
 position  0   …  P-2    | P-1 …             | P-1 …                   segment; a branch's last token is never read
 ```
 
-Where the attention implementation cannot take such a mask, every branch becomes a row of its own behind a copy of its
+Where the attention implementation cannot take such a mask, every branch becomes a row of its own after a copy of its
 context: the same targets, hence the same loss.
 
 The contexts of gold and of the rollouts may differ (see `prompts`). They share what they have in common; each branch then
@@ -32,7 +32,7 @@ ROW = "exbias_row"
 CONTEXT_LENGTH = "context_length"
 #: Column of a rollout: a weight for each of its tokens, where they differ.
 TOKEN_WEIGHTS = "token_weights"
-#: Columns of a row whose tokens do not begin with inference's prompt: the prompt, what of the gold answer comes after it, and
+#: Columns of a row whose tokens do not begin with inference's prompt: the prompt, the part of the gold answer that comes after it, and
 #: the labels of that.
 PROMPT, REFERENCE, REFERENCE_LABELS = "exbias_prompt_ids", "exbias_reference_ids", "exbias_reference_labels"
 OWN_COLUMNS = (CONTEXT_LENGTH, PROMPT, REFERENCE, REFERENCE_LABELS)
@@ -112,7 +112,7 @@ class BranchedExample:
         prompt_ids: Sequence[int] | None = None,
     ) -> "BranchedExample":
         """
-        Splits a tokenised row into context and gold branch and puts `branches` beside the latter.
+        Splits a tokenised row into context and gold branch and puts `branches` next to the latter.
 
         Args:
             prompt_ids (`Sequence[int]`, *optional*): The context of `branches`, where it is not gold's.
@@ -143,7 +143,7 @@ class BranchedExample:
     def rows(self) -> Iterator[tuple[list[int], int]]:
         """
         The tokens that are read of each branch, gold's first, and how many of them gold's row begins with and other branches'
-        rows do not have of their own: of a shared row, these are its segments, one after the other.
+        rows do not have of their own. In a shared row, these are its segments, one after the other.
         """
         own_from = max(0, len(self.context_ids) - 1)
         for branch in self.branches:

@@ -203,6 +203,6 @@ def _joined(parts: list[dict[str, list]]) -> dict[str, list]:
 
 
 def _shared_length(example: BranchedExample) -> int:
-    """Tokens of a shared row. (Of the row, not of a branch with its context: GPT-Neo windows by index.)"""
+    """Tokens of a shared row. (The row's, not those of a branch with its context: GPT-Neo windows by index.)"""
     branches = sum(len(b.input_ids) + len(example.rest_of_context(b)[0]) for b in example.branches)
     return len(example.context_ids) + branches

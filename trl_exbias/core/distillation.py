@@ -6,7 +6,7 @@ For every scored position i with hard label w_i, teacher distribution p*_i and p
     CE_i   = −τ² Σ_v p*_i(v) log p_θ(v)   at temperature τ   (Pozzi 2025, Eq. 6–7; τ = 1 is the paper's)
     loss   = Σ_i  hard_i · NLL_i + soft_i · CE_i
 
-CE is the KL divergence KL(p*‖p_θ) but for the teacher's entropy, which has no gradient; `divergences.py` has others.
+CE is the KL divergence KL(p*‖p_θ) except for the teacher's entropy, which has no gradient; `divergences.py` has others.
 
 The gradient of a chunk's logits is known as soon as they are, so it is taken on the way forward and the logits are
 forgotten; the backward pass only scales what was kept (the gradient of the hidden states and of the LM head).
@@ -157,7 +157,7 @@ class DistillationScores:
         loss (`torch.Tensor`): The scalar of the module's docstring, with gradient.
         nll, soft, kl (`torch.Tensor` of shape `(N,)`): Nats at each position, without gradient: the losses of hard and of
             soft labels, and `KL(p*‖p_θ)`. `soft` and `kl` carry the factor τ².
-        entropy (`torch.Tensor` of shape `(N,)`): Of the policy, nats.
+        entropy (`torch.Tensor` of shape `(N,)`): The policy's, in nats.
         is_top1 (`torch.Tensor` of shape `(N,)`): Whether the hard label is the policy's most probable token.
     """
 

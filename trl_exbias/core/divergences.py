@@ -5,7 +5,7 @@ With the log-ratio r = log q − log p of each event (a token, or the bucket of 
     reverse KL         KL(p‖q) = −Σ p r
     Jensen–Shannon     JSD_β(q‖p) = β KL(q‖m) + (1 − β) KL(p‖m) = β Σ q (r − s) − (1 − β) Σ p s,   s = log (m / p)
 
-as in Agarwal 2024 (GKD, Eq. 1), in nats. q is a constant. Of a sum Σ p g, whose g has a gradient that vanishes under p, the
+as in Agarwal 2024 (GKD, Eq. 1), in nats. q is a constant. For a sum Σ p g, whose g has a gradient that vanishes under p, the
 gradient of the policy's logits is p (g − Σ p g); here g is −r, or −(1 − β) s.
 
 Shapes: n positions of a chunk, V vocabulary.

@@ -14,7 +14,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 
-#: Of the free disk, what may be filled with what could be computed again: the rest is for checkpoints.
+#: Share of the free disk that may be filled with what could be computed again. The rest is for checkpoints.
 SHARE_OF_DISK = 0.5
 
 
@@ -58,7 +58,7 @@ def existing_parent(folder: str | Path) -> Path:
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Of the disk that a folder is on, or will be."""
+    """Free bytes of the disk that a folder is on, or will be."""
     return shutil.disk_usage(existing_parent(folder)).free
 
 

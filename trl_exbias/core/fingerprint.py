@@ -19,7 +19,7 @@ def weights_fingerprint(model: nn.Module, trainable_only: bool = True) -> str:
     Identity of a model's weights, by default of the trainable ones: 32 hexadecimal digits.
 
     The bits of each tensor are summed as integers, weighted by their position and modulo 2^64: exact, the same on every
-    device and in any order of summation, and computed where the weights are. (It tells policies apart; it is no defence
+    device and in any order of summation, and computed where the weights are. (It tells policies apart. It does not defend
     against an adversary.)
     """
     # What FSDP2 holds whole for a while may be a half-precision copy.

@@ -140,7 +140,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList | None:
     number = base_causal_lm(model).config.get_text_config().num_hidden_layers
     embeddings, inner = base_causal_lm(model).get_input_embeddings(), backbone(model)
     for part in inner.modules():
-        # Of a multimodal model, the language model, not the towers beside it: some of those have no embeddings to name.
+        # In a multimodal model, the language model, not the other towers: some of those have no embeddings to name.
         with contextlib.suppress(NotImplementedError):
             if isinstance(part, PreTrainedModel) and part.get_input_embeddings() is embeddings:
                 inner = part

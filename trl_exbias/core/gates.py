@@ -25,7 +25,7 @@ class Gate:
     """
     Args:
         kind (`str`): One of `GATES`.
-        epsilon (`float`): ε, the probability from which on gold is trusted whole; of `"threshold"`.
+        epsilon (`float`): ε, the probability from which on gold is trusted whole; for `"threshold"`.
     """
 
     kind: str

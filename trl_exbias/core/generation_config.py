@@ -45,7 +45,7 @@ def _mend(config: GenerationConfig, name: str) -> None:
         config.validate(strict=True)
     except ValueError as error:
         raise UsageError(
-            f"The generation config of {name} could not be saved with a checkpoint: {error} Mend its "
+            f"The generation config of {name} could not be saved with a checkpoint: {error} Correct its "
             "`generation_config.json`, or `model.generation_config`."
         ) from error
     if left_out:

@@ -87,7 +87,7 @@ def labelled(row: dict[str, Any]) -> Iterator[tuple[list[int], Branch]]:
 
 
 def segments(row: dict[str, Any]) -> Iterator[tuple[list[int], int]]:
-    """Of a joint row, the tokens that are read of each branch, and from which one on they are its own; see [`BranchedExample`]."""
+    """The tokens of a joint row that are read of each branch, and from which one on they are its own; see [`BranchedExample`]."""
     return BranchedExample.of(row).rows()
 
 
@@ -97,7 +97,7 @@ def segment_key(tokens: list[int], begin: int) -> bytes:
 
 
 def _fields(stored: dict[str, Any]) -> dict[str, Any]:
-    """Of a [`Branch`], from a row of a rollout store."""
+    """The parts of a [`Branch`], from a row of a rollout store."""
     weights = stored.pop(TOKEN_WEIGHTS, None)
     return stored if weights is None else {**stored, "weight": weights}
 

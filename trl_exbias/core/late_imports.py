@@ -33,7 +33,7 @@ def import_late() -> None:
 
 
 def _late(module: str, is_available: Callable[[], bool], library: str, names: tuple[str, ...]) -> Callable[[], bool]:
-    """`is_available`, but for `module`, which hears no at its top and finds the names in place later."""
+    """`is_available`, except that `module` gets a no at its top and finds the names in place later."""
     asked = False
 
     def answer() -> bool:

@@ -35,7 +35,7 @@ def branch_attention_mask(
     Args:
         segment_ids (`torch.Tensor` of shape `(rows, length)`): 0 context, 1.. branches, -1 padding.
         example_ids (`torch.Tensor` of shape `(rows, length)`): Which example of the batch, -1 padding.
-        position_ids (`torch.Tensor` of shape `(rows, length)`): Of each token in its example's context and branch.
+        position_ids (`torch.Tensor` of shape `(rows, length)`): Position of each token in its example's context and branch.
         config ([`~transformers.PretrainedConfig`]): The model's.
 
     Returns:
@@ -122,7 +122,7 @@ def check_shared_context(model: torch.nn.Module, packed: bool = False, windowed:
         except Exception as error:
             # Whatever a foreign architecture raises at an unusual mask means the same: it cannot take it.
             return f"{type(base).__name__} does not take the mask of {what} ({type(error).__name__}: {error})"
-    # Of each example: context x_1..x_3, then x_4 with all of a branch but its last token.
+    # For each example: context x_1..x_3, then x_4 with all of a branch but its last token.
     expected = torch.cat([part for i in range(0, len(expected), 2) for part in (expected[i, :5], expected[i + 1, 3:6])])
     distance = ((found - expected).float().norm() / expected.float().norm()).item()
     if distance < agreement_tolerance(model, expected.dtype):

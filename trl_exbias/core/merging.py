@@ -14,7 +14,7 @@ from .modeling import base_causal_lm
 from .upstream import from_config
 
 
-# Relative: of a layer's output in float32.
+# Relative to a layer's output in float32.
 _TOLERANCE = 1e-4
 
 

@@ -16,7 +16,7 @@ from .upstream import add_fused_head
 
 
 _LENGTH = 8
-#: Of the largest raw logit at each position: from where any head is linear to far above every cap.
+#: Magnitudes of the largest raw logit at each position: from where any head is linear to far above every cap.
 _MAGNITUDES = [4.0**k for k in range(_LENGTH)]
 #: Relative distance above which a difference is not rounding in any type.
 _TOLERANCE = 0.05
@@ -113,7 +113,7 @@ def _reads_ahead(model: nn.Module, name: str) -> str | None:
     changed = torch.cat([tokens[:, :half], tokens[:, half:].flip(0)], dim=1)
     mask = torch.ones_like(tokens)
     mask[1, half:] = 0
-    # The first row goes on with other tokens, the second with padding.
+    # The first row continues with other tokens, the second with padding.
     other = read_backbone(model, input_ids=changed, attention_mask=mask, use_cache=False)
     expected, found = (output.last_hidden_state[:, :half].float() for output in (whole, other))
     # The median: where experts are chosen, rounding may choose another one for a token.

@@ -23,7 +23,7 @@ def base_causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def is_multimodal(config: PretrainedConfig) -> bool:
-    """Whether the language model is a part of the model, beside those of other modalities."""
+    """Whether the language model is a part of the model, next to those of other modalities."""
     return config.get_text_config() is not config
 
 
@@ -84,7 +84,7 @@ class LMHead:
         base = base_causal_lm(model)
         config = base.config.get_text_config()
         self.projection = base.get_output_embeddings()
-        # Of a model that is not sharded, nothing but the head is kept alive.
+        # If the model is not sharded, nothing but the head is kept alive.
         self._root = model if isinstance(model, FSDPModule) else None
         self.softcap = next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None)) is not None), None)
         self.scale = _logit_scale(config)
@@ -206,7 +206,7 @@ def inference(model: nn.Module, own_attention: bool = False) -> Iterator[None]:
 
 
 def agreement_tolerance(model: nn.Module, dtype: torch.dtype) -> float:
-    """Relative distance of hidden states of this type below which two ways of computing them agree but for rounding."""
+    """Relative distance of hidden states of this type below which two ways of computing them agree except for rounding."""
     exact = (torch.float32, torch.float64)
     # Float32 may hide products in half precision: under autocast, FSDP2's mixed precision, over a quantized base.
     if dtype not in exact or torch.is_autocast_enabled(model_device(model).type) or isinstance(model, FSDPModule):

@@ -11,7 +11,7 @@ def pack(lengths: list[int], break_even: float, limit: int | None = None) -> lis
     what is computed, and a token attends over a whole row.
 
     Args:
-        lengths (`list[int]`): Of the examples.
+        lengths (`list[int]`): Lengths of the examples.
         break_even (`float`): Tokens of a row at which its attention costs as much as everything else; see [`break_even_of`].
         limit (`int`, *optional*): Longest row; an example that is longer has a row of its own.
 
@@ -32,7 +32,7 @@ def pack(lengths: list[int], break_even: float, limit: int | None = None) -> lis
 
 
 def _balanced(lengths: list[int], number: int) -> list[list[int]]:
-    """Examples in so many rows of about the same length: the longest first, each into the shortest row."""
+    """Examples in `number` rows of about the same length: the longest first, each into the shortest row."""
     rows: list[list[int]] = [[] for _ in range(number)]
     filled = [0] * number
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -12,7 +12,7 @@ class PartialTarget:
     Where there are none, the loss and its gradient are zero.
 
     Args:
-        target ([`SoftTarget`]): Of the positions that have them, in order.
+        target ([`SoftTarget`]): Targets of the positions that have them, in order.
         has_labels (`torch.Tensor` of shape `(N,)`): Which those are.
     """
 

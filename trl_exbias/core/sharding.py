@@ -117,7 +117,7 @@ def full_state(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator, t
     Args:
         model (`nn.Module`): The model.
         wrapped (`nn.Module`): The same, as the process group wrapped it.
-        trainable_only (`bool`): Gathers nothing else: of a LoRA model, the adapter.
+        trainable_only (`bool`): Gathers nothing else: only the adapter of a LoRA model.
     """
     if not trainable_only:
         # accelerate 1.15 (`extract_model_from_parallel`) takes DDP out of a compiled model that it unwraps, for good: so

@@ -11,8 +11,8 @@ from transformers import PretrainedConfig
 class Span:
     """
     Args:
-        window (`int`, *optional*): A token sees so many tokens, itself included.
-        chunk (`int`, *optional*): A token sees its own chunk of so many positions.
+        window (`int`, *optional*): A token sees this many tokens, itself included.
+        chunk (`int`, *optional*): A token sees its own chunk of this many positions.
     """
 
     window: int | None = None
@@ -68,7 +68,7 @@ def _window(config: PretrainedConfig) -> int | None:
 
 @contextmanager
 def spans_of(config: PretrainedConfig, tokens: int) -> Iterator[None]:
-    """Every window and chunk of the model has so many tokens in the block, where its forward reads the configuration."""
+    """Every window and chunk of the model has `tokens` tokens in the block, where its forward reads the configuration."""
     config = config.get_text_config()
     before = {
         name: getattr(config, name)

@@ -189,7 +189,7 @@ def check_releases(tested: dict[str, tuple[str, str]], surfaces: Iterable[Surfac
             f"This package cannot work with {' and '.join(untested)}. Install a tested release. What is different:\n{lines}"
         )
     logger.warning(
-        f"Not tested with {' and '.join(untested)}. What this package uses of it is there; what comes of it was not looked at."
+        f"Not tested with {' and '.join(untested)}. Everything that this package uses is there, but the results were not checked."
     )
 
 

@@ -16,10 +16,10 @@ from .sharding import is_sharded
 from .stand_ins import position_wise_parts
 
 
-#: Relative distance of the same forward in training and in evaluation mode above which it is no rounding.
+#: Relative distance of the same forward in training and in evaluation mode above which it is more than rounding.
 _SAME = 1e-4
 _PAD = 0
-#: Of a batch, what a backbone reads.
+#: What a backbone reads of a batch.
 _READ = ("input_ids", "position_ids", "segment_ids", "example_ids", "attention_mask")
 
 

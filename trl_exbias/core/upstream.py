@@ -1,6 +1,6 @@
 """What we use of TRL, transformers, accelerate, torch and DeepSpeed besides their public interfaces, under names of ours.
 
-`surfaces.py` lists all of it, with what it must look like; a new release is held against that list. Imports are inside the
+`surfaces.py` lists all of it, with what it must look like; a new release is compared with that list. Imports are inside the
 functions: a release that has taken one thing away breaks what uses it, and the list still says all that is gone.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-#: Of transformers' Trainer: what a checkpoint's folder begins with, and the file of pickled arguments.
+#: From transformers' Trainer: what a checkpoint's folder begins with, and the file of pickled arguments.
 CHECKPOINT_PREFIX = "checkpoint"
 TRAINING_ARGS_FILE = "training_args.bin"
 #: What models call the memory of the tokens read so far: all of them alike in new releases of transformers; before, attention,
@@ -188,7 +188,7 @@ def tensorboard_writers(callbacks: Iterable[Any]) -> list[Any]:
 
 
 def rotate_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
-    """Removes a run's oldest checkpoints, but for the best one, until `limit` are left."""
+    """Removes a run's oldest checkpoints, except for the best one, until `limit` are left."""
     from transformers.trainer_utils import rotate_checkpoints
 
     rotate_checkpoints(output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)

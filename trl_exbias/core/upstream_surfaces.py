@@ -1,6 +1,6 @@
 """The list of what we use of TRL, transformers, accelerate, torch and DeepSpeed besides their public interfaces.
 
-`tests/test_upstream.py` holds it against what is installed, and our sources against it.
+`tests/test_upstream.py` compares it with what is installed, and our sources with it.
 """
 
 from .surfaces import Abstract, Attributes, Called, Equals, Mentions, Overridden, PassedOn, Surface, check_releases
@@ -128,5 +128,5 @@ SURFACES: tuple[Surface, ...] = (
 
 
 def check_installed() -> None:
-    """Holds the installed releases against the tested ones and, where one is another, against the list; see `check_releases`."""
+    """Compares the installed releases with the tested ones and, if one differs, with the list; see `check_releases`."""
     check_releases(TESTED, SURFACES)

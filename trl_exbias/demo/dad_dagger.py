@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from ..evaluation import ExposureBias, ExposureBiasCallback
 from ..evaluation.plot import plot_exposure_bias
 from ..methods.dad_dagger.students import keep_layers
+from .phase_bars import show_phases
 from .settings import RUN_SETTINGS
 from .word_problems import word_problems
 
@@ -55,6 +56,7 @@ def run(
         teacher=AutoModelForCausalLM.from_pretrained(model_dir).eval(),
     )
     trainer.add_callback(callback)
+    show_phases(trainer, "DaD-DAgger")
     trainer.train()
     trainer.save_model()
     (_, before), (_, data_alone), *_, (_, after) = callback.reports

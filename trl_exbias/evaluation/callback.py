@@ -1,4 +1,4 @@
-"""Logs what free running costs the model as training goes on."""
+"""Logs what free running costs the model as training continues."""
 
 import math
 from collections.abc import Sequence

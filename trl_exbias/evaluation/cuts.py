@@ -1,4 +1,4 @@
-"""Where free running starts: contexts with the true tokens behind them, from documents and from responses."""
+"""Where free running starts: contexts with the true tokens after them, from documents and from responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class Cuts:
 
 def cut_documents(documents: Sequence[Sequence[int]], context_length: int, horizon: int, max_starts: int) -> Cuts:
     """
-    Contexts of `context_length` tokens with `horizon` true ones behind them, spread evenly over documents in token ids.
+    Contexts of `context_length` tokens with `horizon` true ones after them, spread evenly over documents in token ids.
 
-    There are at least `max_starts` of them where the documents have so many, and less than twice as many.
+    There are at least `max_starts` of them where the documents have that many, and less than twice as many.
 
     Raises:
         ValueError: if no document is long enough.

@@ -91,7 +91,7 @@ def distinct_shares(completions: Mapping[str, TokenIds], n: int) -> dict[str, fl
     """
     What each completion contributes to distinct-n: values whose mean is [`distinct_n`] of the set.
 
-    distinct-n is no mean over prompts, and a bootstrap of it would be wrong: a prompt that is drawn twice brings n-grams
+    distinct-n is not a mean over prompts, and a bootstrap of it would be wrong: a prompt that is drawn twice brings n-grams
     but no new ones. So these are jackknife influences, `D + (P − 1) · (mean of D₋ⱼ − D₋ᵢ)` with D₋ᵢ the distinct-n of the
     set of P without completion i: their spread is the jackknife's, and two sets of the same prompts pair up.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: A token is probable if it has at least this share of the most probable one's probability.
 PROBABLE = 0.1
-#: Of the drawn tokens: below it, there is hardly a state of the model's own to learn from.
+#: Share of the drawn tokens: below it, there is hardly a state of the model's own to learn from.
 HARDLY = 0.02
 #: A reference that is read makes gold at least so much likelier: its cross-entropy falls to this share.
 READ = 0.7
@@ -41,10 +41,10 @@ class Diagnosis:
 
     Args:
         verdict (`str`):
-            Of gold, after a token that differs from it: `"stays right"`, `"not right"` or `"partly"`; `"nothing to learn"`
+            What holds for gold after a token that differs from it: `"stays right"`, `"not right"` or `"partly"`; `"nothing to learn"`
             where the model hardly deviates, `"cannot tell"` where the judge does not read the reference, or does not find
             gold probable even after gold.
-        changed ([`Estimate`]): Of the drawn tokens, the share that differs from gold.
+        changed ([`Estimate`]): The share of the drawn tokens that differs from gold.
         after_gold, after_other ([`Estimate`]): Share of gold tokens that the judge finds probable after gold alone, and after
             a token that differs: at the same places. NaN where no token differs.
         kept ([`Estimate`]): The second divided by the first.
@@ -101,7 +101,7 @@ def diagnose(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Left as it was found.
         prompts, responses (`Sequence[Sequence[int]]`): Token ids of held-out rows.
         judge ([`Judge`]): Says how probable a token is after a continuation; see [`model_judge`].
-        share (`float`, *optional*, defaults to `0.5`): Of the tokens, drawn from the model; the others stay gold.
+        share (`float`, *optional*, defaults to `0.5`): Share of the tokens that is drawn from the model; the others stay gold.
         shows_reference (`bool`): Whether the judge is the model itself, shown the reference.
         excluded_token_ids (`tuple[int, ...]`, *optional*): Never drawn: tokens that the judge does not have.
         on_progress (`Callable[[int, int], None]`, *optional*): Called with rows and tokens drawn since last time.
@@ -187,7 +187,7 @@ def _verdict(changed: Estimate, kept: Estimate, accepted: Estimate, is_read: boo
         return NOTHING
     if not is_read or math.isnan(kept.mean):
         return UNREADABLE
-    # A judge that was itself trained on gold continues some mistakes as if they were right: of tokens that it calls mistakes,
+    # A judge that was itself trained on gold continues some mistakes as if they were right. Among tokens that it calls mistakes,
     # it is enough that gold is kept after half.
     enough = 1 / 2 if accepted.mean <= 1 / 3 else 2 / 3
     if kept.mean >= enough and kept.low > enough - 1 / 6:

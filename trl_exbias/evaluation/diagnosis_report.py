@@ -15,7 +15,7 @@ _METHODS = {
     "cross-entropy.",
     NOTHING: "The model hardly deviates from gold: there is next to nothing to learn from its own states. Stay with SFT.",
 }
-#: Of the drawn tokens: above it, a model may not have been trained on such data yet.
+#: Share of the drawn tokens: above it, a model may not have been trained on such data yet.
 _FAR = 0.6
 #: What the judge of a verdict cannot see, by whether it is the model itself, shown the reference.
 _CAUTIONS = {
@@ -41,7 +41,7 @@ def explanation(found: Diagnosis, judge: str, shows_reference: bool) -> str:
         judge (`str`): Who said how probable tokens are, for a reader.
         shows_reference (`bool`): Whether it is the model itself, shown the reference.
     """
-    drawn = f"Of the tokens that the model drew on {found.num_rows} rows, {_share(found.changed)} differ from gold."
+    drawn = f"{_share(found.changed)} of the tokens that the model drew on {found.num_rows} rows differ from gold."
     if found.verdict == NOTHING:
         return f"{drawn} {_METHODS[NOTHING]}"
     if found.verdict == UNREADABLE:
@@ -51,7 +51,7 @@ def explanation(found: Diagnosis, judge: str, shows_reference: bool) -> str:
         f"Right after such a token ({found.num_places} places), {judge} finds gold's next token probable at "
         f"{_share(found.after_other)} of the places, and after gold at {found.after_gold.mean:.0%} of the same places: "
         f"{_share(found.kept)} are kept.",
-        f"Of the differing tokens themselves, it finds {found.accepted.mean:.0%} probable.",
+        f"It finds {found.accepted.mean:.0%} of the differing tokens themselves probable.",
         _METHODS[found.verdict],
         _CAUTIONS.get((found.verdict, shows_reference), ""),
         _SFT_FIRST if found.changed.mean > _FAR else "",

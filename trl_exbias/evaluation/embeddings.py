@@ -90,10 +90,10 @@ def plot_embedding_distance(figures: Mapping[str, Figure], path: str | Path, tit
 
     Args:
         figures (`Mapping[str, Figure]`): [`embedding_distance`] of each model, by the name on the axis.
-        path (`str` or `Path`): Of the PNG. The CSV behind it (`model, prompt, distance`) lies beside it.
+        path (`str` or `Path`): The path of the PNG. Its data (`model, prompt, distance`) are in a CSV next to it.
 
     Returns:
-        `Path`: Of the CSV.
+        `Path`: The CSV.
 
     Raises:
         ImportError: if matplotlib is not installed.

@@ -88,10 +88,10 @@ def exposure_bias(
         token_ids (`Sequence[Sequence[int]]`): Token ids of each document; starts never cross documents.
         context_length, horizon (`int`): H and T, in tokens.
         num_samples (`int`, *optional*, defaults to `4`): Free runs from each start.
-        seed (`int`, *optional*, defaults to `0`): Of the samples.
+        seed (`int`, *optional*, defaults to `0`): Seed of the samples.
         stride (`int`, *optional*, defaults to `1`): Tokens from one start to the next.
         teacher ([`~transformers.PreTrainedModel`], *optional*): Stands for the true distribution in the excess error.
-        max_batch_tokens (`int`, *optional*, defaults to `16384`): Of one batch; halved when memory runs out.
+        max_batch_tokens (`int`, *optional*, defaults to `16384`): Tokens of one batch; halved when memory runs out.
         on_progress (`Callable[[int, int], None]`, *optional*): Called with starts done and tokens scored since last time.
 
     Raises:

@@ -19,7 +19,7 @@ class Figure:
     Args:
         name (`str`): What is measured, e.g. `"rouge_l"`.
         mean, low, high (`float`): The mean and the ends of its interval. NaN where no prompt has a value.
-        n (`int`): Prompts behind the mean.
+        n (`int`): Prompts in the mean.
         missing (`int`): Prompts without a value (an unparseable verdict): left out of the mean, never counted as a zero.
         higher_is_better (`bool`, *optional*): `None` where neither is better, e.g. a length.
         settings (`dict`): Everything that shapes the figure: two figures with unlike settings must not be compared.

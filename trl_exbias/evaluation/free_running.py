@@ -23,7 +23,7 @@ from ..rollouts.sampling import choose_tokens
 @dataclass(frozen=True)
 class FreeRuns:
     """
-    What was measured at each start and horizon step; nats. Entries behind the end of a horizon are NaN.
+    What was measured at each start and horizon step; nats. Entries after the end of a horizon are NaN.
 
     Args:
         teacher_forced (`np.ndarray` of shape `(starts, steps)`): −log p_θ(true token | true prefix).
@@ -52,7 +52,7 @@ def free_runs(
     """
     Lets a model run freely from true contexts and scores the true tokens along the way.
 
-    Every context is encoded once; behind it go one row along the true tokens and `num_samples` along samples of the model
+    Every context is encoded once; after it come one row along the true tokens and `num_samples` along samples of the model
     (temperature 1). The distribution that a sample is drawn from is the one that the true token is scored under, so that
     the first step is the same for both by construction.
 
@@ -60,7 +60,7 @@ def free_runs(
         model, teacher ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Left as they were found.
         contexts, horizons (`Sequence[Sequence[int]]`): True tokens; one entry a start.
         num_samples (`int`): Free runs from each start.
-        seed (`int`): Of the samples; keyed by start and step, so that batches change nothing.
+        seed (`int`): Seed of the samples; keyed by start and step, so that batches change nothing.
         vocab_size (`int`, *optional*): Logits that model and teacher share.
     """
     steps = max(map(len, horizons))
@@ -105,7 +105,7 @@ def _run_group(
     read, longest = [list(contexts[i]) for i in group], max(len(horizons[i]) for i in group)
     sessions = [_session(reader, read, longest) for reader in models]
     hidden = [session.prefill(read) for session in sessions]
-    # Row r of the batch goes on from start `start[r]`; rows of the truth first, then those of each sample.
+    # Row r of the batch continues from start `start[r]`; rows of the truth first, then those of each sample.
     start, lane = list(range(len(group))), [0] * len(group)
     for step in range(runs.teacher_forced.shape[1]):
         alive = [place for place, r in enumerate(start) if len(horizons[group[r]]) > step]

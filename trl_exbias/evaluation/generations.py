@@ -2,7 +2,7 @@
 
 A response is a function of its key alone: the model's weights, the prompt's token ids, the sampling settings (the seed
 among them) and its number among the responses to that prompt. Suites that ask for the same share it; an evaluation that was
-killed goes on behind the last batch that it had written.
+killed continues after the last batch that it had written.
 """
 
 import hashlib
@@ -61,8 +61,8 @@ class GenerationStore:
     The responses of one model under one set of settings: a file of JSON lines, the first of which is the settings.
 
     Args:
-        folder (`str` or `Path`): Of all models' responses.
-        fingerprint (`str`): Of the model's weights; see [`model_fingerprint`].
+        folder (`str` or `Path`): The folder of all models' responses.
+        fingerprint (`str`): Fingerprint of the model's weights; see [`model_fingerprint`].
         settings (`dict`): Everything else that shapes a response, ready for JSON.
 
     Raises:
@@ -122,7 +122,7 @@ class GenerationStore:
         if not self.path.is_file():
             return 0
         lines = self.path.read_bytes().split(b"\n")
-        # What stands behind the last end of a line is nothing, or was being written when the process died.
+        # After the last end of a line there is nothing, or what was being written when the process died.
         whole = lines[:-1]
         for number, line in enumerate(whole, start=1):
             try:
@@ -157,7 +157,7 @@ def generate(
     their order change anything; equal prompts have equal responses.
 
     Args:
-        store ([`GenerationStore`]): Of the model and of `options`.
+        store ([`GenerationStore`]): The store of the model and of `options`.
         prompts (`Sequence[Sequence[int]]`): Token ids.
         make_engine (`Callable`): Called with what takes its progress, and only if something has to be made.
         decode (`Callable[[list[int]], str]`): Text of a response.
@@ -200,7 +200,7 @@ def _make(store: Any, wanted: Any, options: Any, make_engine: Any, decode: Any, 
             bar.update(sequences)
 
         engine = make_engine(report)
-        # Loading is no generating.
+        # Loading is not generating.
         started = time.perf_counter()
         lengths = [len(wanted[key]) + options.max_new_tokens for key in pending]
         for batch in batches(lengths):

@@ -61,7 +61,7 @@ def generative_cross_entropy(
 def _scored(
     model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", pairs: list[tuple[str, str]], max_batch_tokens: int
 ) -> list[list[float]]:
-    """NLL of each token of each text after its prompt: of which there are as many tokens as the model has positions for."""
+    """NLL of each token of each text after its prompt, which is cut to the tokens that the model has positions for."""
     from ..core.likelihood import label_nll
     from ..core.modeling import position_limit
     from .measuring_models import tokens_of

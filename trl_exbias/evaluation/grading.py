@@ -39,7 +39,7 @@ def accuracy(name: str, gradings: Mapping[str, Sequence[Grading]], settings: dic
     one repetition to the next, as in the tables of Cen 2024.
 
     Args:
-        gradings (`Mapping[str, Sequence[Grading]]`): Of each prompt's completions, by the prompt's id.
+        gradings (`Mapping[str, Sequence[Grading]]`): Gradings of each prompt's completions, by the prompt's id.
     """
     values = {prompt: [grading.value for grading in row] for prompt, row in gradings.items()}
     means = {prompt: _mean(row) for prompt, row in values.items()}
@@ -51,7 +51,7 @@ def accuracy(name: str, gradings: Mapping[str, Sequence[Grading]], settings: dic
 
 
 def outcome_counts(gradings: Iterable[Grading]) -> dict[str, int]:
-    """How many gradings had each outcome: to be reported beside the accuracy."""
+    """How many gradings had each outcome: to be reported with the accuracy."""
     counts = Counter(grading.outcome for grading in gradings)
     return {outcome.value: counts[outcome] for outcome in Outcome}
 

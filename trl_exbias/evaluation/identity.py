@@ -20,7 +20,7 @@ _BLOCK_BYTES = 1 << 22
 
 def model_folder(name: str) -> str:
     """
-    The folder of a model: of a run directory without a model of its own, its newest checkpoint. A hub id is itself.
+    The folder of a model. For a run directory without a model of its own, it is the newest checkpoint. A hub id is itself.
 
     Raises:
         ValueError: for a folder that holds neither a model nor an adapter nor a checkpoint.
@@ -56,7 +56,7 @@ def local_folder(name: str) -> Path:
                 return found
     except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
         raise UsageError(
-            f"`{name}` is no folder here, and cannot be had from the hub: {str(error).splitlines()[0]}"
+            f"`{name}` is not a folder here, and cannot be had from the hub: {str(error).splitlines()[0]}"
         ) from error
     raise UsageError(f"`{name}` on the hub has no weights ({', '.join(_WEIGHTS)}).")
 

@@ -34,7 +34,7 @@ def load_model(folder: str | Path, options: Any) -> Any:
     model = model_class(config).from_pretrained(loaded, **kwargs)
     if base is None:
         return model.to(device).eval()
-    # Not by transformers' own loading of adapters, which begins modules that were trained whole anew.
+    # Not by transformers' own loading of adapters, which starts modules that were trained whole from scratch.
     from peft import PeftModel
 
     _make_room_for_new_tokens(model, folder, options.trust_remote_code)
@@ -45,7 +45,7 @@ def _make_room_for_new_tokens(model: Any, folder: Path, trust_remote_code: bool)
     """Enlarges the embeddings to those that the adapter was trained with, whose new rows it brings along."""
     rows = _saved_rows(model, folder)
     if rows is None and (folder / "tokenizer_config.json").is_file():
-        # Only single rows are saved (`trainable_token_indices`): the tokenizer beside them says how many there were.
+        # Only single rows are saved (`trainable_token_indices`): the tokenizer next to them says how many there were.
         from transformers import AutoTokenizer
 
         rows = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code).get_vocab())

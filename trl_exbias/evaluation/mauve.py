@@ -27,13 +27,13 @@ def mauve(
     MAUVE of features: 1 where written and generated texts fall alike into the buckets of a joint k-means, near 0 where they
     share none. What `mauve-text` computes from the same features with its defaults.
 
-    MAUVE is no mean over prompts. A prompt's value is its jackknife influence, with the buckets as they are: the values' mean
+    MAUVE is not a mean over prompts. A prompt's value is its jackknife influence, with the buckets as they are: the values' mean
     is MAUVE, their spread that of the figure from sample to sample, and two models on the same prompts pair up.
 
     Args:
-        ids (`Sequence[str]`): Of the prompts, N of them.
+        ids (`Sequence[str]`): Ids of the N prompts.
         references, responses (`np.ndarray` of shape `(N, D)`): Features of what was written and of what was generated.
-        num_buckets (`int`, *optional*): Of the k-means; by default a tenth of the prompts.
+        num_buckets (`int`, *optional*): Buckets of the k-means; by default a tenth of the prompts.
 
     Raises:
         ImportError: if mauve-text is not installed.

@@ -28,7 +28,7 @@ def measuring_folder(name: str, option: str) -> Path:
     except UsageError as error:
         raise UsageError(f"--{option}: {error} Give a folder or a hub id that can be had.") from error
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise UsageError(f"--{option}: {name} holds no tokenizer. Save one beside the model.")
+        raise UsageError(f"--{option}: {name} holds no tokenizer. Save one with the model.")
     return folder
 
 

@@ -33,36 +33,36 @@ class EvaluationOptions:
         (), "hub id, folder or file, for every suite; SUITE=DATA for one of them (default: the suite's own)", nargs="+"
     )
     data_config: str | None = _option(None, "configuration of a hub data set")
-    split: str | None = _option(None, "split or slice of one; of a single file always `train` (default: test)")
+    split: str | None = _option(None, "split or slice of one; always `train` for a single file (default: test)")
     prompt_template: str | None = _option(None, "jinja over the columns")
-    completion_template: str | None = _option(None, "jinja over the columns; the reference")
-    references_column: str | None = _option(None, "column with a list of references, where there are several")
+    completion_template: str | None = _option(None, "jinja over the columns: the reference")
+    references_column: str | None = _option(None, "column with a list of references, if there are several")
     as_conversation: bool | None = _option(
-        None, "render prompts with the chat template (default: as the suite has it; of messages always)"
+        None, "render prompts with the chat template (default: as the suite has it; always for messages)"
     )
     chat_template_kwargs: str | None = _option(
         None, "arguments of the chat template for all rows, as JSON; a row's own, in a column of this name, win"
     )
     text_field: str = _option("text", "column of plain text")
     context_length: int = _option(128, "H, tokens of true context of plain text")
-    num_examples: int | None = _option(None, "prompts, spread evenly over the data (default: all; of plain text 256)")
+    num_examples: int | None = _option(None, "prompts, spread evenly over the data (default: all; 256 of plain text)")
     # Generation
-    engine: str = _option("transformers", "what generates", choices=ENGINES)
-    temperature: float | None = _option(None, "0: greedy")
+    engine: str = _option("transformers", "engine that generates", choices=ENGINES)
+    temperature: float | None = _option(None, "sampling temperature; 0 is greedy")
     top_p: float = _option(1.0, "nucleus")
-    max_new_tokens: int | None = _option(None, "tokens after which a response is cut")
+    max_new_tokens: int | None = _option(None, "tokens after which a response is cut off")
     num_generations: int | None = _option(None, "responses to each prompt; figures are means over them, with their std")
-    seed: int = _option(0, "of every draw, together with the prompt and the number of the response")
+    seed: int = _option(0, "seed of every draw, together with the prompt and the number of the response")
     max_batch_tokens: int | None = _option(
         None,
-        "tokens of one batch, with padding: what is lost at most when it is killed (default: 16384; 4096 on a CPU)",
+        "tokens of one batch, padding included; a killed run loses no more than that (default: 16384; 4096 on a CPU)",
     )
     # Exposure bias
     horizon: int = _option(10, "T, steps of free running")
     num_samples: int = _option(4, "free runs from each start")
     # Models
-    dtype: str = _option("auto", "of the weights: auto, float32, bfloat16, float16")
-    device: str | None = _option(None, "default: an accelerator where there is one")
+    dtype: str = _option("auto", "type of the weights: auto, float32, bfloat16, float16")
+    device: str | None = _option(None, "default: an accelerator if there is one")
     trust_remote_code: bool = _option(False, "run code that comes with a model")
     # The judge
     judge_url: str | None = _option(None, "an OpenAI-compatible endpoint, e.g. http://127.0.0.1:8000/v1")
@@ -76,7 +76,7 @@ class EvaluationOptions:
     judge_timeout: float = _option(60.0, "seconds to wait for an answer, at each attempt; a judge on a CPU needs more")
     judge_extra_body: str | None = _option(
         None,
-        "fields of the request that only this endpoint knows, as JSON, e.g. to hold a small judge to the form of an answer",
+        "fields of the request that only this endpoint knows, as JSON, e.g. to make a small judge keep to the form of an answer",
     )
     both_orders: bool = _option(False, "ask for a win in both orders")
     task: str | None = _option(None, "what a win is judged on: the judge's prompt (default: summarization)")
@@ -123,7 +123,7 @@ class EvaluationOptions:
             problems.append(f"`temperature` must be 0 (greedy) or more, got {self.temperature}.")
         try:
             if not isinstance(json.loads(self.judge_extra_body or "{}"), dict):
-                raise UsageError("it is no JSON object")
+                raise UsageError("it is not a JSON object")
         except ValueError as error:
             problems.append(f"`judge_extra_body` cannot be read: {error}.")
         try:

@@ -54,7 +54,7 @@ def perplexity(
     max_batch_tokens: int = 16384,
 ) -> Perplexity:
     """
-    Scores tokens behind exactly `context_length` true ones, never across documents.
+    Scores tokens after exactly `context_length` true ones, never across documents.
 
     The window slides exactly, so every token costs a context of its own: `stride > 1` scores every stride-th token.
 

@@ -25,7 +25,7 @@ def plot_exposure_bias(reports: dict[str, "ExposureBias"], path: str | Path, tit
 
     Args:
         reports (`dict[str, ExposureBias]`): By the name in the legend.
-        path (`str` or `Path`): Of the picture.
+        path (`str` or `Path`): The path of the picture.
 
     Raises:
         ImportError: if matplotlib is not installed.

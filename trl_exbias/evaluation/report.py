@@ -33,7 +33,7 @@ class Measurement:
     Args:
         exposure_bias ([`ExposureBias`]): Over the horizon.
         perplexity ([`Perplexity`], *optional*): With a sliding context; `None` where the data have no documents.
-        bytes_per_token (`float`): Of the scored tokens' text.
+        bytes_per_token (`float`): Bytes a token of the scored tokens' text.
     """
 
     exposure_bias: ExposureBias

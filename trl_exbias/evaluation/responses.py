@@ -16,9 +16,9 @@ class ResponseCrossEntropy:
     Token means over all responses, in nats.
 
     Args:
-        teacher_forced (`float`): Of the gold response given gold.
-        free_running (`float`): Of the gold response given the model's own tokens, one sample a row.
-        num_tokens (`int`): Label tokens behind each mean.
+        teacher_forced (`float`): Cross-entropy of the gold response given gold.
+        free_running (`float`): Cross-entropy of the gold response given the model's own tokens, one sample a row.
+        num_tokens (`int`): Label tokens in each mean.
     """
 
     teacher_forced: float

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: In the output folder.
 EVALUATION_FILE = "evaluation.json"
-#: Of a dry run: stands before the reference where a response is not made yet. (Equal texts would not be judged.)
+#: For a dry run: stands before the reference where a response is not made yet. (Equal texts would not be judged.)
 STAND_IN = "[no response yet; in its place the reference] "
 _PACKAGES = ("rouge-score", "math-verify", "openai", "sentence-transformers", "alpaca-eval", "mauve-text")
 
@@ -98,7 +98,7 @@ class JudgingPlan:
     Args:
         model, suite (`str`): Their names.
         requests (`list[JudgeRequest]`): The questions.
-        estimate ([`Estimate`]): Of tokens and cost.
+        estimate ([`Estimate`]): Tokens and cost.
         stand_ins (`int`): Responses that are not made yet; the reference stands in their place.
     """
 
@@ -137,7 +137,7 @@ def plan_judging(models: dict[str, str], options: EvaluationOptions) -> list[Jud
 
 
 def judge_client(options: EvaluationOptions) -> "JudgeClient":
-    """The judge asked for, with its answers kept beside the generations."""
+    """The judge asked for, with its answers kept next to the generations."""
     from .judging import JudgeClient
 
     read, written = options.judge_prices or (None, None)
@@ -166,7 +166,7 @@ def _check_key(options: EvaluationOptions) -> None:
 
 def differences(models: dict[str, Any]) -> dict[str, Any]:
     """
-    Of each model but the first, its figures minus the first's, prompt by prompt.
+    For each model but the first, its figures minus the first's, prompt by prompt.
 
     Left out are figures that no prompt has a share of (a perplexity), and those that are not the same measurement (per
     token, of other tokenizers).

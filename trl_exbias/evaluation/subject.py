@@ -85,7 +85,7 @@ class EvaluatedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights; see [`model_fingerprint`]."""
+        """The fingerprint of the weights; see [`model_fingerprint`]."""
         return model_fingerprint(self.folder)
 
     @cached_property
@@ -106,11 +106,11 @@ class EvaluatedModel:
 
     @property
     def _tokenizer_folder(self) -> Path:
-        # Of a folder without one, transformers makes up an empty tokenizer.
+        # For a folder without one, transformers makes up an empty tokenizer.
         for folder in (self.folder, self._base_folder):
             if any((folder / name).is_file() for name in TOKENIZER_FILES):
                 return folder
-        raise UsageError(f"{self.folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}): save one beside the model.")
+        raise UsageError(f"{self.folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}): save one with the model.")
 
     @cached_property
     def positions(self) -> int | None:
@@ -234,7 +234,7 @@ class EvaluatedModel:
         return self._stack.enter_context(engine)
 
     def _merged(self) -> Path:
-        """A copy with the adapter merged, there as long as the engine: not every adapter can be served beside its base."""
+        """A copy with the adapter merged, there as long as the engine: not every adapter can be served with its base."""
         from ..core.generation_config import make_saveable
         from ..core.merging import merged
 

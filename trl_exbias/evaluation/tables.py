@@ -10,7 +10,7 @@ _HEADS = ["", "", "figure", "95 % interval", "± std", "n", "missing"]
 
 def table(evaluation: dict[str, Any]) -> str:
     """
-    The figures of an evaluation (what [`evaluate`] returns), suite by suite; with two or more models, beside each one's the
+    The figures of an evaluation (what [`evaluate`] returns), suite by suite; with two or more models, next to each one's the
     difference to the first model's, prompt by prompt.
     """
     models, differences = evaluation["models"], evaluation["differences"]

@@ -1,4 +1,4 @@
-"""What a model is asked: rows of data as prompts in token ids, with the references that its responses are held against."""
+"""What a model is asked: rows of data as prompts in token ids, with the references that its responses are compared with."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Item:
     One prompt.
 
     Args:
-        id (`str`): Its row's number in the data; of plain text, the document's and the place in it.
+        id (`str`): Its row's number in the data; for plain text, the document's and the place in it.
         ids (`list[int]`): What the model is given.
         prompt (`str`): The same as a reader sees it: without the chat template's tokens.
         references (`list[str]`): What a person wrote in answer; empty where the data have none.
@@ -95,7 +95,7 @@ def load(suite: "Suite", options: EvaluationOptions) -> Rows:
         raise UsageError(f"The data of `{suite.name}` cannot be loaded: {error.__cause__ or error}") from error
     if options.references_column is not None and options.references_column not in raw.column_names:
         raise UsageError(
-            f"--references_column {options.references_column} is no column of the data (columns: "
+            f"--references_column {options.references_column} is not a column of the data (columns: "
             f"{', '.join(raw.column_names)})."
         )
     templates = _templates(suite, options, raw.column_names)
@@ -149,7 +149,7 @@ def _source(suite: "Suite", options: EvaluationOptions) -> tuple[str, str | None
 
 
 def _check_rows(dataset: "Dataset", numbers: list[int], suite: "Suite", options: EvaluationOptions) -> None:
-    """Refuses rows that nothing can be asked of, or held against: the rows that training would refuse."""
+    """Refuses rows that no question or reference can be made of: the rows that training would refuse."""
     from ..chat.data_checks import dataset_form
     from ..chat.row_checks import raise_problems, row_problems
 
@@ -279,7 +279,7 @@ def _answer(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[s
 
 
 def _identity(dataset: "Dataset") -> str:
-    """Of the rows asked for: figures over other rows must not be compared."""
+    """The identity of the rows asked for: figures over other rows must not be compared."""
     digest = hashlib.blake2b(digest_size=8)
     known = ("prompt", "completion", "text", "tools", "chat_template_kwargs")
     columns = [name for name in known if name in dataset.column_names]
@@ -291,7 +291,7 @@ def _identity(dataset: "Dataset") -> str:
 def text_items(
     rows: Rows, suite: "Suite", options: EvaluationOptions, tokenizer: "PreTrainedTokenizerBase", horizon: int
 ) -> tuple[list[Item], Cuts]:
-    """Contexts of plain text as prompts, and the `horizon` true tokens behind each as its reference."""
+    """Contexts of plain text as prompts, and the `horizon` true tokens after each as its reference."""
     documents = [tokenizer(text)["input_ids"] for text in rows.dataset["text"]]
     cuts = cut_documents(documents, options.context_length, horizon, options.num_examples or TEXT_EXAMPLES)
     _check_count(len(cuts.contexts), suite)

@@ -35,9 +35,9 @@ class Work:
     rows: tasks.Rows
     options: EvaluationOptions
     judge: "JudgeClient | None" = None
-    #: Of a suite that draws: the figures behind its picture, which need not be over prompts.
+    #: For a suite that draws: the figures of its picture, which need not be over prompts.
     drawn: dict[str, Figure] = field(default_factory=dict)
-    #: Of a suite that looks step by step: `mean`, `low` and `high` of each step, by the figure's name.
+    #: For a suite that looks step by step: `mean`, `low` and `high` of each step, by the figure's name.
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @cached_property
@@ -62,7 +62,7 @@ class Work:
 
     @property
     def cuts(self) -> Cuts | None:
-        """Of plain text, where the prompts were cut from it."""
+        """Where the prompts were cut from plain text."""
         return self._items_and_cuts[1]
 
     @cached_property
@@ -92,7 +92,7 @@ class Work:
         return {item.id: item.references for item in self.items}
 
     def judged(self, texts: dict[str, str]) -> "list[Judged]":
-        """These responses, as a judge is shown them: beside the first reference."""
+        """These responses, as a judge is shown them: next to the first reference."""
         from .judging import Judged
 
         return [Judged(item.id, item.prompt, texts[item.id], item.references[0]) for item in self.items]

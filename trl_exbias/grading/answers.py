@@ -60,7 +60,7 @@ def boxed_answer(text: str) -> str | None:
     r"""
     What stands in the last `\boxed{…}` (or `\fbox{…}`), braces balanced; `None` where no box is whole.
 
-    Of `\boxed 5` it is what comes before the next space or `$`.
+    In `\boxed 5` it is what comes before the next space or `$`.
     """
     # In one pass, since a model that repeats itself opens thousands; a text that was cut may end in an open one.
     open_braces: list[int] = []

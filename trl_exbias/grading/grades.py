@@ -19,7 +19,7 @@ from .answers import boxed_answer, flexible_answer, gsm8k_answer, gsm8k_gold
 
 logger = logging.getLogger(__name__)
 
-#: Ways to grade GSM8K: the authors' exact match behind `####`; the final number wherever it stands; math-verify.
+#: Ways to grade GSM8K: the authors' exact match after `####`; the final number wherever it stands; math-verify.
 GSM8K_METHODS = ("strict", "flexible", "math_verify")
 #: For each of math-verify's two steps, reading and comparing.
 TIME_LIMIT_SECONDS = 5
@@ -72,9 +72,9 @@ def grade_gsm8k(completion: str, gold_answer: str, method: str = "strict") -> Gr
         completion (`str`): What the model wrote.
         gold_answer (`str`): The row's whole `answer` (`"… #### 42"`) or the number alone.
         method (`str`, *optional*, defaults to `"strict"`):
-            `"strict"`: the data set's official exact match: the same string behind `#### `, commas removed. `"flexible"`:
+            `"strict"`: the data set's official exact match: the same string after `#### `, commas removed. `"flexible"`:
             the same number, found as [`flexible_answer`] says, for models that write "The answer is 42." or `\boxed{42}`.
-            `"math_verify"`: math-verify's reading of what stands behind `####`, or of the whole text where there is none.
+            `"math_verify"`: math-verify's reading of what comes after `####`, or of the whole text where there is none.
 
     Raises:
         TypeError, ValueError: if an argument is not a string, or the method is unknown.
@@ -169,7 +169,7 @@ def _mathematics(read: Any, text: str) -> tuple[list, str | None]:
     """What math-verify reads in a text, and the piece of the text that it read, which is there even if unreadable."""
     try:
         found = read(text)
-    except Exception as error:  # its parsers raise whatever they like on what is no mathematics
+    except Exception as error:  # its parsers raise whatever they like on what is not mathematics
         logger.debug("math-verify cannot read %r: %r", text[:200], error)
         return [], None
     # Never an expression itself as text: a tower of powers takes for ever to write out.

@@ -145,7 +145,7 @@ def _revisions(dataset: Any) -> list[str]:
 
 
 def _without_paths(value: Any) -> Any:
-    """Of an absolute path its last part: where a file lay on the machine is nobody's business."""
+    """Shortens absolute paths to their last part: where a file lay on the machine is nobody's business."""
     if isinstance(value, dict):
         return {key: _without_paths(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -61,7 +61,7 @@ def push_rollouts(
         run_dir (`str` or `Path`): The run directory.
         repo_id (`str`): The data set on the hub; made if it is not there.
         private (`bool`, *optional*, defaults to `True`):
-            Of a data set that is made: rollouts may hold parts of the training data.
+            Whether a new data set is private: rollouts may hold parts of the training data.
         license (`str`, *optional*): For the card.
         api ([`~huggingface_hub.HfApi`], *optional*): With another endpoint or token than the ones you are logged in with.
 

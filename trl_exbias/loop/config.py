@@ -54,18 +54,18 @@ class IterativeSFTConfig(SFTConfig):
     )
     sft_epochs: float = field(
         default=1.0,
-        metadata={"help": "Epochs of plain SFT before the first rollout. 0 where the model is an SFT model already."},
+        metadata={"help": "Epochs of plain SFT before the first rollout. 0 if the model is already an SFT model."},
     )
     epochs_per_iteration: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Epochs of each iteration, where they differ; one number an iteration. Default: `num_train_epochs`."
+            "help": "Epochs of each iteration, if they differ: one number for each. Default: `num_train_epochs`."
         },
     )
     num_rollouts: int | None = field(
         default=None,
         metadata={
-            "help": "Rows rolled out in each iteration, drawn anew each time; the others train on gold. Default: all."
+            "help": "Rows rolled out in each iteration, drawn again each time. The others train on gold. Default: all."
         },
     )
     rollout_engine: str = field(
@@ -80,7 +80,7 @@ class IterativeSFTConfig(SFTConfig):
         default=None,
         metadata={
             "help": "A running `vllm serve --tokens-only` to roll out with, e.g. http://127.0.0.1:8000, instead of a process "
-            "of the run's own; its key, if it has one, is in the environment variable VLLM_API_KEY."
+            "of the run's own; its key, if it has one, comes from the environment variable VLLM_API_KEY."
         },
     )
     vllm_gpu_memory_utilization: float | None = field(
@@ -100,14 +100,14 @@ class IterativeSFTConfig(SFTConfig):
     )
     vllm_timeout: float = field(
         default=900.0,
-        metadata={"help": "Seconds without a sign of life after which vLLM's process is given up and started again."},
+        metadata={"help": "vLLM's process is started again after this many seconds without a sign of life."},
     )
     vllm_init_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Further arguments of `vllm.LLM`: max_num_seqs, quantization, …"}
     )
     rollout_batch_tokens: int = field(
         default=16384,
-        metadata={"help": "Tokens of one rollout batch with padding; halved by itself when memory runs out."},
+        metadata={"help": "Tokens of one rollout batch, padding included. Halved automatically if memory runs out."},
     )
     rollout_turns: str = field(
         default="last",
@@ -120,13 +120,19 @@ class IterativeSFTConfig(SFTConfig):
     chat_template_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Arguments of the chat template for all rows, e.g. '{\"enable_thinking\": false}'; a row's own, in a column "
+            "help": "Arguments of the chat template for all rows, e.g. '{\"enable_thinking\": false}'. A row's own, in a column "
             "of this name, win."
         },
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the rollouts; 0 is greedy."})
     top_p: float = field(
-        default=1.0, metadata={"help": "Nucleus of the rollouts' sampling; 1 is the whole distribution."}
+        default=1.0,
+        metadata={
+            "help": "Probability mass that rollouts are drawn from (nucleus sampling). 1 is the whole distribution."
+        },
+    )
+    top_k: int = field(
+        default=0, metadata={"help": "Rollouts are drawn from this many most probable tokens. 0 is all."}
     )
     top_k: int = field(default=0, metadata={"help": "Most probable tokens that rollouts are drawn from; 0 is all."})
     min_p: float = field(
@@ -147,18 +153,18 @@ class IterativeSFTConfig(SFTConfig):
     restart_lr_schedule: bool = field(
         default=False,
         metadata={
-            "help": "Restart the learning-rate schedule, warm-up included, with each phase instead of planning it over all."
+            "help": "Restart the learning-rate schedule, warm-up included, in each phase. Default: one schedule over all phases."
         },
     )
     iteration_patience: int | None = field(
         default=None,
         metadata={
-            "help": "Evaluations in a row without a better `metric_for_best_model` (default: loss) after which an "
-            "iteration ends early; its best weights then roll out. Default: off."
+            "help": "After this many evaluations in a row without a better `metric_for_best_model` (default: loss), an "
+            "iteration ends early, and its best weights roll out. Default: off."
         },
     )
     num_rollouts_to_print: int = field(
-        default=3, metadata={"help": "Sample rollouts shown after each rollout phase (needs `rich`); 0 for none."}
+        default=3, metadata={"help": "Sample rollouts printed after each rollout phase (needs `rich`). 0 for none."}
     )
     log_completions: bool = field(
         default=False,

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 #: From this share of degenerate rollouts on, there is a warning.
 WARN_FROM = 0.3
-#: A share of fewer responses than these is no ground to stop a run on.
+#: A share of fewer responses than these is not a reason to stop a run.
 STOP_FROM_RESPONSES = 32
 
 
@@ -20,10 +20,10 @@ def check_rollouts(metrics: dict[str, float], num_responses: float, max_rate: fl
     Judges a rollout phase by its metrics (see [`~trl_exbias.rollouts.counting.CountingEngine`]).
 
     Args:
-        metrics (`dict[str, float]`): Of the whole phase.
+        metrics (`dict[str, float]`): The whole phase's.
         num_responses (`float`): How many responses they are about.
         max_rate (`float`): Share of degenerate ones that is put up with.
-        folder (`Path`): Of the rollouts.
+        folder (`Path`): The folder of the rollouts.
 
     Raises:
         DegenerateRolloutsError: where more than `max_rate` of 32 or more sampled responses are degenerate.

@@ -56,7 +56,7 @@ def is_extension(
 
 
 def _difference(before: RunPlan, now: RunPlan, current: float) -> str | None:
-    """In what a plan is no continuation of another that has come to the phase `current`."""
+    """What keeps a plan from being a continuation of another that has come to the phase `current`."""
     for iteration in sorted({epoch.iteration for epoch in before.epochs}):
         name = f"iteration {iteration}" if iteration else "the SFT phase"
         was, is_now = before.num_updates(iteration), now.num_updates(iteration)

@@ -1,4 +1,4 @@
-"""A run stops at the first loss that is no number, and saves nothing over its last good state."""
+"""A run stops at the first loss that is not a number, and saves nothing over its last good state."""
 
 import torch
 
@@ -24,7 +24,7 @@ def check_loss(loss: torch.Tensor, rows: torch.Tensor | None, step: int) -> None
     raise NonFiniteLossError(
         f"The loss is {loss.item()} at step {step}{where}. No weight was changed by it and nothing was saved over the last "
         "checkpoint. Look at these rows; a lower learning rate, a longer warm-up or bfloat16 instead of float16 are the "
-        "usual cures. `resume_from_checkpoint=True` goes on from the last checkpoint."
+        "usual cures. `resume_from_checkpoint=True` continues from the last checkpoint."
     )
 
 

@@ -17,7 +17,7 @@ class GroupedByEpoch(Sampler):
 
     Args:
         grouped (`torch.utils.data.Sampler`): Does the grouping; transformers' `LengthGroupedSampler`.
-        seed (`int`): Of the run.
+        seed (`int`): The run's.
         epoch (`Callable[[], int]`): Says which epoch is being iterated over.
     """
 

@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RunningPlan:
     """
-    What ending an iteration early needs of a run that is going on.
+    What ending an iteration early needs of a run in progress.
 
     Args:
         plan (`Callable`): The [`RunPlan`]; it is there when training begins.
         is_training (`Callable`): Whether the run is training; evaluations of a user's own are none of its.
         logged (`Callable`): What has been logged so far (`state.log_history`).
-        save (`Callable`): Saves the weights at hand in a folder.
+        save (`Callable`): Saves the current weights in a folder.
         load (`Callable`): Loads a folder's weights into the model.
     """
 
@@ -109,7 +109,7 @@ class IterationBest(TrainerCallback):
 
     def restore(self, iteration: int, step: int) -> None:
         """
-        Loads the best weights of an iteration that ended at `step`, where those are not the ones at hand.
+        Loads the best weights of an iteration that ended at `step`, unless they are the current ones.
 
         Raises:
             ValueError: if they are not on disk any more.
@@ -123,7 +123,7 @@ class IterationBest(TrainerCallback):
                 f"{folder}, the best weights of iteration {iteration}, is missing. Restore it, or resume from a checkpoint "
                 f"before step {best}."
             )
-        logger.info(f"Iteration {iteration} was best at step {best}: going on with those weights.")
+        logger.info(f"Iteration {iteration} was best at step {best}: continuing with those weights.")
         self.run.load(str(folder))
 
     def best_step(self, iteration: int, step: int) -> int | None:
@@ -141,7 +141,7 @@ class IterationBest(TrainerCallback):
         return [entry for entry in self.run.logged() if self.metric in entry and entry["step"] > 0]
 
     def _keep(self, step: int, writes: bool) -> None:
-        """Saves the weights at hand and removes those that no checkpoint would come back to."""
+        """Saves the current weights and removes those that no checkpoint would come back to."""
         target = self.folder / f"step-{step}"
         temporary = self.folder / f".step-{step}"
         self.run.save(str(temporary))

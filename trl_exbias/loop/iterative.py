@@ -212,12 +212,12 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         """
         Runs the whole plan; see [`~transformers.Trainer.train`].
 
-        `resume_from_checkpoint=True` goes on from the newest checkpoint that is whole, or begins where there is none.
+        `resume_from_checkpoint=True` continues from the newest checkpoint that is whole, or begins where there is none.
 
         Raises:
             ValueError: if `output_dir` holds another run and neither resuming nor overwriting was asked for, or the
                 checkpoint to resume from is not whole or another run's.
-            RunStoppedError: the run cannot go on; what it has computed is kept, and the message says how to go on.
+            RunStoppedError: the run cannot continue; what it has computed is kept, and the message says how to continue.
             PreemptedError: after SIGTERM, with everything saved (an exit status of 85).
         """
         self.processes = Processes(self.accelerator, Path(self.args.output_dir))

@@ -219,7 +219,7 @@ class JointSFTTrainer(SFTTrainer):
                 inputs["shift_labels"] = targets[scored].unsqueeze(0)
             result = super().compute_loss(model, inputs, return_outputs, num_items)
         if self.model.training:
-            # Of examples that share a row TRL counts the tokens of one row alone; ours are counted when they are logged.
+            # TRL counts the tokens of one row alone where examples share it; ours are counted when they are logged.
             self._total_train_tokens = tokens_before
             slots = torch.full_like(num_tokens, inputs["input_ids"].numel())
             none = num_tokens.new_empty(0)
@@ -241,7 +241,7 @@ class JointSFTTrainer(SFTTrainer):
 
         Args:
             inputs (`dict`): `input_ids`, `shift_labels`, and what the layout needs; see [`BranchCollator`].
-            kinds, weights (`torch.Tensor` of shape `(rows, length)`): Of each label.
+            kinds, weights (`torch.Tensor` of shape `(rows, length)`): Kind and weight of each label.
             counts (`torch.Tensor` of shape `(len(self.loss_terms()),)`): What each loss term is divided by, of the global batch.
 
         Returns:

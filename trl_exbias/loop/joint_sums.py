@@ -29,7 +29,7 @@ class JointSums:
         Adds a micro-batch.
 
         Args:
-            losses (`torch.Tensor` of shape `(kinds,)`), counts (`torch.Tensor` of shape `(kinds,)`): Of each kind.
+            losses (`torch.Tensor` of shape `(kinds,)`), counts (`torch.Tensor` of shape `(kinds,)`): Sum and count for each kind.
             tokens, labels (`torch.Tensor`): Scalars: tokens read, labels scored.
             sums (`dict[str, torch.Tensor]`):
                 By the name of a metric: its scalar sum over all labels, or its sum and what that is divided by, of shape `(2,)`.

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_processing_class(model: Any, args: TrainingArguments) -> PreTrainedTokenizerBase | ProcessorMixin | None:
-    """What is saved beside a model: a tokenizer, or a processor that has one. `None` for a model that comes from nowhere."""
+    """What is saved with a model: a tokenizer, or a processor that has one. `None` for a model that comes from nowhere."""
     name = model if isinstance(model, str) else model.config.name_or_path
     if not name:
         return None

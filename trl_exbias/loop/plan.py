@@ -61,11 +61,11 @@ class RunPlan:
         phases (`list[Phase]`):
             In order. A fractional number of epochs ends in a shortened one, as in `Trainer`.
         batches_per_epoch (`Callable[[int], int]`):
-            Batches that one process draws from a data set of so many rows.
+            Batches that one process draws from a data set of a number of rows.
         gradient_accumulation_steps (`int`):
             Batches of one optimizer update.
         max_steps (`int`, *optional*, defaults to `-1`):
-            If positive, the number of updates in all: a longer plan is cut, a shorter one goes on with further epochs
+            If positive, the number of updates in all: a longer plan is cut, a shorter one continues with further epochs
             of its last phase.
     """
 
@@ -150,7 +150,7 @@ class RunPlan:
 
     def end_iteration(self, iteration: int, step: int) -> int:
         """
-        Ends a phase at `step`, ahead of its time: drops what was planned behind it and moves the later phases up.
+        Ends a phase at `step`, ahead of its time: drops what was planned after it and moves the later phases up.
 
         Returns:
             `int`: The number of updates dropped.
@@ -196,7 +196,7 @@ def phases_of(settings: Any, rows: int, joint_rows: int) -> list[Phase]:
 
     Args:
         settings (`Any`): Has `sft_epochs`, `num_iterations`, `num_train_epochs` and `epochs_per_iteration`.
-        rows, joint_rows (`int`): Of the data set of the SFT phase, and of those of the iterations.
+        rows, joint_rows (`int`): Rows of the SFT phase's data set, and of the iterations'.
     """
     epochs = settings.epochs_per_iteration or [settings.num_train_epochs] * settings.num_iterations
     joint = [Phase(i, num_epochs, joint_rows) for i, num_epochs in enumerate(epochs, start=1)]
@@ -204,7 +204,7 @@ def phases_of(settings: Any, rows: int, joint_rows: int) -> list[Phase]:
 
 
 def batches_per_epoch(args: TrainingArguments, batch_size: int, num_processes: int, num_rows: int) -> int:
-    """Batches that a loader of so many rows gives to each process (the arithmetic of `DataLoader` and accelerate)."""
+    """Batches that a loader of `num_rows` rows gives to each process (the arithmetic of `DataLoader` and accelerate)."""
     divide = math.floor if args.dataloader_drop_last else math.ceil
     batches = divide(num_rows / batch_size)
     return batches if args.accelerator_config.split_batches else divide(batches / num_processes)

@@ -53,7 +53,7 @@ class PlannedSFTTrainer(PreparingSFTTrainer):
         )
 
     def _make_plan(self, settings: Any, batches: Callable[[int], int]) -> RunPlan:
-        """The plan that some settings make of the data at hand."""
+        """The plan that some settings make of the data."""
         joint_rows = rows = len(self.train_dataset)
         if self.rolls_out and self.args.sft_weight == 0 and self.args.num_rollouts is not None:
             joint_rows = min(self.args.num_rollouts, int((self.response_lengths > 0).sum()))

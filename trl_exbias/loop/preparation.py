@@ -42,7 +42,7 @@ class Preparation:
     Args:
         args ([`IterativeSFTConfig`]): The run's settings.
         name (`str`): What a message calls the data set.
-        form (`str`): Of [`~trl_exbias.chat.data_checks.dataset_form`].
+        form (`str`): As [`~trl_exbias.chat.data_checks.dataset_form`] returns it.
         is_train (`bool`): Whether it is the training data.
         tokenise (`Callable`): TRL's own preparation.
         processing_class: The tokenizer, or the processor that it belongs to; `None` for tokenised data.
@@ -161,7 +161,7 @@ class PreparingSFTTrainer(JointSFTTrainer):
             return adapted(messages, form_of(processing_class, self.chat_template))
 
         if args.chat_template_kwargs and (not message_columns(dataset) or "input_ids" in dataset.column_names):
-            logger.warning("`chat_template_kwargs` has no effect: the data are no conversations.")
+            logger.warning("`chat_template_kwargs` has no effect: the data are not conversations.")
         return normalised(dataset, args.chat_template_kwargs, adapt, args.dataset_num_proc)
 
     def _check_prepared(self, is_tokenised: bool) -> None:

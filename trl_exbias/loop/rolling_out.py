@@ -91,8 +91,8 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
 
     def iteration_data(self, iteration: int) -> torch.utils.data.Dataset:
         """
-        What an iteration trains on: gold rows with the rollouts of the iterations in use, its own made now by the policy at
-        hand, or read where the run was interrupted behind them.
+        What an iteration trains on: gold rows with the rollouts of the iterations in use, its own made now by the current
+        policy, or read if the run was interrupted after they were made.
         """
         assert self.plan is not None, "rows are rolled out in training"
         first_step, parts = self.plan.first_step(iteration), []

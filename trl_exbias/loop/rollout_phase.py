@@ -35,12 +35,12 @@ class RolloutSource:
     What the rollouts of a run come from.
 
     Args:
-        folder (`Path`): Of all the run's rollouts.
-        identity (`dict[str, Any]`): What they follow from besides the policy: method, data, `seed`, settings.
+        folder (`Path`): The folder of all the run's rollouts.
+        identity (`dict[str, Any]`): What they follow from in addition to the policy: method, data, `seed`, settings.
         rows ([`RolloutRows`]): Which rows, in which shards.
         maker ([`RolloutMaker`]): The method.
         worker (`int`, *optional*): Which of those who roll out this process is; `None` where its device serves another's engine.
-        processes ([`Processes`]), preemption ([`Preemption`]): Of the run.
+        processes ([`Processes`]), preemption ([`Preemption`]): The run's.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class RolloutReporter:
 
     Args:
         log (`Callable`): Takes metrics.
-        progress (`Callable`): A bar over so many rows of an iteration.
+        progress (`Callable`): A bar over a number of rows of an iteration.
         show (`Callable`): Prints some rollouts of an iteration.
         max_degenerate_rate (`float`): Share of degenerate rollouts above which the run is stopped.
         leave (`Callable`): Ends a run that was told to go, saying what is kept.
@@ -92,7 +92,7 @@ class RolloutPhase:
         Rolls out what is not on disk yet, reports on the phase, and returns all its branches.
 
         Args:
-            policy_step (`int`): After which the policy at hand was saved.
+            policy_step (`int`): The step after which the current policy was saved.
             policy (`str`): Fingerprint of its weights.
         """
         started, processes = time.perf_counter(), self.source.processes
@@ -125,7 +125,7 @@ class RolloutPhase:
 
     def load(self, policy_step: int) -> Dataset:
         """
-        The stored rollouts, for a run that resumes behind the phase: its policy has moved on and cannot make them again.
+        The stored rollouts, for a run that resumes after the phase: its policy has moved on and cannot make them again.
 
         Raises:
             RolloutStoreError: if they are missing, damaged, or were made with other settings.
@@ -176,8 +176,8 @@ class RolloutPhase:
         while (aside := folder.with_name(f"{folder.name}.superseded-{n}")).exists():
             n += 1
         folder.rename(aside)
-        reason = "by another policy than the one at hand" if "policy" in other else f"with another `{other[0]}`"
-        logger.warning(f"{folder} was made {reason}: moved to {aside.name}, rolling out anew.")
+        reason = "by another policy than the current one" if "policy" in other else f"with another `{other[0]}`"
+        logger.warning(f"{folder} was made {reason}: moved to {aside.name}, rolling out again.")
 
     def _roll_out(self, shards: list[tuple[int, list[int]]]) -> int:
         """Makes and stores these shards; returns how many tokens the engine worked out."""

@@ -28,12 +28,12 @@ class RolloutProgress:
         self.bar.close()
 
     def update(self, rows: int, tokens: int) -> None:
-        """An engine has come to the end of so many rows, and worked out so many tokens."""
+        """An engine has finished `rows` rows, and worked out `tokens` tokens."""
         self.tokens += tokens
         self.bar.set_postfix_str(f"{self.tokens / (time.perf_counter() - self.started):,.0f} tokens/s", refresh=False)
         self.bar.update(rows * self.share)
 
     def shard_done(self, rows: int) -> None:
-        """A shard of so many rows is on disk."""
+        """A shard of `rows` rows is on disk."""
         self.rows_stored += rows
         self.bar.update(self.rows_stored - self.bar.n)

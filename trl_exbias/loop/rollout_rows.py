@@ -21,7 +21,7 @@ class RolloutRows:
     """
     Args:
         sequence_lengths (`np.ndarray`): Tokens of each row of the training data.
-        response_lengths (`np.ndarray`): Of them, the response's; a row with none is not rolled out.
+        response_lengths (`np.ndarray`): Lengths of the responses; a row with none is not rolled out.
         wanted (`int`, *optional*): How many rows to roll out. Default: all.
         workers (`int`): Processes that roll out, each with an engine of its own.
     """

@@ -16,7 +16,7 @@ def print_rollouts(
     rollouts: Dataset, gold: Dataset, tokenizer: PreTrainedTokenizerBase, num_rows: int, title: str
 ) -> None:
     """
-    Prints the first `num_rows` branches beside their prompt and gold response; nothing where `rich` is not installed.
+    Prints the first `num_rows` branches with their prompt and gold response; nothing where `rich` is not installed.
 
     Tokens of the branch that differ from gold at their position are marked, and so are positions where the label
     differs from the token.

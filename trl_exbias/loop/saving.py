@@ -24,9 +24,9 @@ class SavingSFTTrainer(PlannedSFTTrainer):
 
     processes: Processes
     preemption: Preemption
-    #: Of the data that a resumed run must have; `None` where they have none.
+    #: Fingerprint of the data that a resumed run must have; `None` where they have none.
     data_fingerprint: str | None = None
-    #: Of a multimodal checkpoint: saved with the model. Text is read with its tokenizer.
+    #: The processor of a multimodal checkpoint: saved with the model. Text is read with its tokenizer.
     _processor: ProcessorMixin | None = None
     _iteration = 0
     _trial: Any = None

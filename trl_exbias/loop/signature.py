@@ -14,7 +14,7 @@ _FURTHER = _PARAMETERS[_PARAMETERS.index("processing_class") + 1 :]
 
 def named(trainer: type, positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
     """
-    The arguments behind `processing_class` by their names in TRL's signature, however they were given.
+    The arguments after `processing_class` by their names in TRL's signature, however they were given.
 
     Raises:
         TypeError: for more arguments than TRL's trainer has, or one given twice.

@@ -54,7 +54,7 @@ def _reject_other_engine(args: IterativeSFTConfig, accelerator: Accelerator) -> 
     wants_fsdp = args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if wants_fsdp and args.world_size > 1 and fsdp is None:
         raise UsageError(
-            "FSDP was asked for but is not in use: accelerate has it for GPUs and other accelerators alone. Without one, use "
+            "FSDP was asked for but is not in use: accelerate supports it on GPUs and other accelerators only. Without one, use "
             "DeepSpeed's ZeRO or DDP."
         )
     if fsdp is not None and not accelerator.is_fsdp2:
@@ -88,6 +88,6 @@ def _reject_reentrant_checkpointing(model: torch.nn.Module, args: IterativeSFTCo
         and args.ddp_find_unused_parameters is not False
     ):
         raise UsageError(
-            "Reentrant gradient checkpointing of an adapter's model does not go with DDP's search for unused parameters: set "
+            "Reentrant gradient checkpointing of an adapter's model does not work with DDP's search for unused parameters: set "
             "`ddp_find_unused_parameters=False`, or `gradient_checkpointing_kwargs={'use_reentrant': False}`."
         )

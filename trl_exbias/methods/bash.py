@@ -27,11 +27,11 @@ class BASHTrainer(IterativeSFTTrainer):
     Differs from [`IterativeSFTTrainer`] only in `build_branches`.
 
     Requirements: as [`IterativeSFTTrainer`]; works on prompt-completion, conversational, plain-text and tokenised data
-    (plain text: everything behind the first token is the response).
+    (plain text: everything after the first token is the response).
 
     Relations: [`RACTrainer`] lets the policy answer freely and corrects what it said, for about four times the rollout
     cost; BASH stays at gold length and close to gold. With β = 0 there is nothing to mix, and training is SFT.
-    [`DaDDaggerTrainer`](dad_dagger) adds a teacher's distribution to the gold label.
+    [`DaDDaggerTrainer`] adds a teacher's distribution to the gold label.
 
     References: Cen et al., *Bridging the Training-Inference Gap in LLMs by Leveraging Self-Generated Tokens*, TMLR 2025,
     Section 3.1, Algorithm 1.

@@ -29,8 +29,8 @@ class BASHConfig(IterativeSFTConfig):
     beta: float = field(
         default=0.2,
         metadata={
-            "help": "Probability with which a response position is drawn from the policy instead of taken from gold. The "
-            "paper uses 0.2 and advises to keep it small (Remark 2). 0 is plain SFT; 1 is free running at gold length."
+            "help": "Probability that a response position is drawn from the policy instead of taken from gold. The "
+            "paper uses 0.2 and advises keeping it small (Remark 2). 0 is plain SFT; 1 is free running at gold length."
         },
     )
 
@@ -240,10 +240,10 @@ class SPINConfig(IterativeSFTConfig):
 
     _rollout_settings = (*IterativeSFTConfig._rollout_settings, "max_new_tokens")
 
-    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the gold (SFT) term beside SPIN's loss."})
+    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the gold (SFT) term next to SPIN's loss."})
     spin_lambda: float = field(
         default=0.1,
-        metadata={"help": "λ, how strongly the policy is held to the iteration's starting policy; above 0."},
+        metadata={"help": "λ: how strongly the policy is held to the iteration's starting policy. Above 0."},
     )
     max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which a rollout is cut off."})
 

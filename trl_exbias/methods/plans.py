@@ -21,7 +21,7 @@ class MixingPlan(PhasePlan):
 
 
 class ScheduledSamplingPlan(MixingPlan):
-    """The same, drawn anew in every step."""
+    """The same, drawn again in every step."""
 
     title = "Scheduled sampling"
     draws_in_steps = True
@@ -45,7 +45,7 @@ class RACPlan(PhasePlan):
 
 
 class VerifiedAnswersPlan(PhasePlan):
-    """Several own answers, of which at most so many are kept as a verifier accepts."""
+    """Several own answers, of which at most a number are kept as a verifier accepts."""
 
     title = "Verified answers"
     dataset_forms = ("prompt-completion", "messages")

@@ -29,7 +29,7 @@ class ReferenceGate:
         gate ([`Gate`]): The weight of a label.
         template ([`CorrectionTemplate`]): f.
         read (`Callable`): Reads with the policy.
-        max_positions (`int`, *optional*): Of the policy; a row that does not fit with f(x, y) counts whole.
+        max_positions (`int`, *optional*): The policy's; a row that does not fit with f(x, y) counts whole.
         count (`Callable[[str, float, float], None]`): Takes metrics.
     """
 

@@ -17,7 +17,7 @@ from .plans import ScheduledSamplingPlan
 
 class ScheduledSamplingTrainer(BASHTrainer):
     """
-    Scheduled sampling: the response is mixed anew at every training step, from the weights of that step.
+    Scheduled sampling: the response is mixed again at every training step, from the weights of that step.
 
     As [`BASHTrainer`], with `ŷ_j = z_j ~ p_θ(· | x, ŷ_<j)` where m_j = 1 (Cen 2024 Eq. 3–4) for the θ of the step instead of the
     iteration's. Slow on purpose: sampling is sequential, and no step can begin before its samples are drawn. BASH exists to

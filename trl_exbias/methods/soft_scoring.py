@@ -18,7 +18,7 @@ from ..loop.iterative import IterativeSFTTrainer
 class SoftlyScoringTrainer(IterativeSFTTrainer):
     """
     An [`IterativeSFTTrainer`] that, with `soft_labels`, minimises `mean over all positions j of D(q_j, p_θ(· | x, z_<j))` on its
-    rollouts, beside the gold term. The distributions q come with the batch, under `soft_labels`.
+    rollouts, next to the gold term. The distributions q come with the batch, under `soft_labels`.
     """
 
     #: The head that the labels' hidden states were read with; none where they are the top k.

@@ -117,7 +117,7 @@ class SPINTrainer(IterativeSFTTrainer):
         ]
 
     def _log_probs(self, contexts: list[list[int]], tokens: list[list[int]], labels: list[list[int]]) -> list[float]:
-        """log p(labels | context) of each row, in nats, under the policy at hand."""
+        """log p(labels | context) of each row, in nats, under the current policy."""
         with self.accelerator.autocast():
             nll = label_nll(
                 self.model, contexts, tokens, labels, self._tokenizer.pad_token_id, self.args.rollout_batch_tokens
@@ -140,7 +140,7 @@ class SPINTrainer(IterativeSFTTrainer):
         reference = inputs.pop("reference_ratios")
         outputs = score_labels(model, self.model, lay_out(inputs, self.model), self.args.torch_compile)
         nll = -outputs.log_probs.float()
-        # Targets inside a context are no part of a response.
+        # Targets inside a context are not part of a response.
         signs = torch.where(kinds == self.kinds.index(GOLD), 1.0, -1.0) * (in_response & (kinds >= 0))
         of_a_pair = pairs >= 0
         ratios = torch.zeros(len(reference), device=nll.device)

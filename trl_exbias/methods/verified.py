@@ -25,7 +25,7 @@ class VerifiedAnswersTrainer(IterativeSFTTrainer):
     """
     Verified answers: trains on gold and on the policy's own answers that a verifier accepts.
 
-    Between epochs the policy answers every prompt n times, `z^1 … z^n ~ p_θ(· | x)`. Of the answers that the verifier
+    Between epochs the policy answers every prompt n times, `z^1 … z^n ~ p_θ(· | x)`. From the answers that the verifier
     accepts, those of the same text count once, and at most m are kept. Training then minimises
 
     `J = sft_weight · J_SFT + rollout_weight · J_own`,  `J_own = − mean over the tokens of the kept answers of log p_θ(z_j | x, z_<j)`.

@@ -79,7 +79,7 @@ def check_verifier(
     Rejects a verifier that does not accept gold answers: it would accept the policy's by mistake alone.
 
     Args:
-        rows (`datasets.Dataset`): Of the training data; the first ones are looked at.
+        rows (`datasets.Dataset`): Rows of the training data; the first ones are looked at.
 
     Raises:
         ValueError: with how many gold answers are not accepted, and the first of them.
@@ -104,7 +104,7 @@ def check_verifier(
 
 
 def accepts(verifies: Verifier, answer: str, gold: str, row: dict[str, Any]) -> bool:
-    """Whether a verifier accepts an answer; one that cannot be held against its gold answer is not accepted."""
+    """Whether a verifier accepts an answer; one that cannot be compared with its gold answer is not accepted."""
     try:
         return verifies(answer, gold, row)
     except UsageTypeError:
@@ -118,7 +118,7 @@ def _matching(pattern: str) -> Verifier:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"`verifier={_REGEX + pattern!r}` is no regular expression: {error}.") from error
+        raise UsageError(f"`verifier={_REGEX + pattern!r}` is not a regular expression: {error}.") from error
 
     def last(text: str) -> str | None:
         found = [match[1 if compiled.groups else 0] for match in compiled.finditer(text)]

@@ -26,9 +26,9 @@ class Activations:
     Bytes that one micro-batch keeps for its backward.
 
     Args:
-        layers (`int`): Of all decoder layers together.
-        layer (`int`): Of the largest layer: what gradient checkpointing works out again, one layer at a time.
-        layer_inputs (`int`): Of the hidden states between the layers: what gradient checkpointing keeps.
+        layers (`int`): All decoder layers together.
+        layer (`int`): The largest layer: what gradient checkpointing works out again, one layer at a time.
+        layer_inputs (`int`): The hidden states between the layers: what gradient checkpointing keeps.
         rest (`int`): Outside the layers (embeddings, final norm), and what all layers share (mask, rotary tables).
         largest (`int`): The largest single tensor.
         hidden (`int`): The last hidden states.
@@ -175,7 +175,7 @@ AttentionInterface.register(ATTENTION, _attention)
 class _MetaAutocast(TorchFunctionMode):
     """What `torch.autocast` does to matrix products and attention; autocast itself leaves meta tensors alone."""
 
-    #: The type of the mode that is on, for the stand-in above, which is no function of torch.
+    #: The type of the mode that is on, for the stand-in above, which is not a function of torch.
     current: torch.dtype | None = None
 
     _PRODUCTS = frozenset(

@@ -46,7 +46,7 @@ def check_output(findings: Findings, args: Any) -> None:
     if problem is not None:
         findings.error("output", problem)
     if resumes and isinstance(resume, str) and resume.lower() != "true" and not Path(resume).is_dir():
-        findings.error("output", f"`resume_from_checkpoint: {resume}` is no folder.")
+        findings.error("output", f"`resume_from_checkpoint: {resume}` is not a folder.")
 
 
 def read_config(

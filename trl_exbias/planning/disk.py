@@ -27,7 +27,7 @@ def write_problem(folder: str) -> str | None:
 
 
 def saved_model_bytes(facts: ModelFacts, placement: Placement, is_adapter: bool) -> int:
-    """Of the model as it is saved: adapters alone where there are some, half precision under ZeRO with mixed precision."""
+    """Bytes of the model as it is saved: adapters alone where there are some, half precision under ZeRO with mixed precision."""
     saved = facts.trained if is_adapter else facts.parameters
     mixed = precision(placement)
     if placement.is_zero and mixed is not None:
@@ -36,7 +36,7 @@ def saved_model_bytes(facts: ModelFacts, placement: Placement, is_adapter: bool)
 
 
 def checkpoint_bytes(facts: ModelFacts, placement: Placement, args: Any, is_adapter: bool) -> int:
-    """Of one checkpoint: the model and, unless `save_only_model`, what the optimizer keeps of it on all devices."""
+    """Bytes of one checkpoint: the model and, unless `save_only_model`, what the optimizer keeps of it on all devices."""
     model = saved_model_bytes(facts, placement, is_adapter)
     if args.save_only_model:
         return model
@@ -65,19 +65,19 @@ def num_checkpoints(args: Any, plan: RunPlan) -> int:
 
 
 def rollout_bytes(phases: list[PlannedPhase]) -> int | None:
-    """Of all rollouts of a run, at most; `None` where their tokens are not known."""
+    """Bytes of all rollouts of a run, at most; `None` where their tokens are not known."""
     tokens = [phase.rollout_tokens for phase in phases if phase.rollout_tokens is not None]
     return _ROLLOUT_BYTES * sum(tokens) if len(tokens) == len(phases) else None
 
 
 def soft_label_bytes(positions: int, teacher: ModelFacts, top_k: int | None) -> int:
-    """Of the teacher's labels at so many positions: its last hidden states, or its top k and the mass of the rest."""
+    """Bytes of the teacher's labels at `positions` positions: its last hidden states, or its top k and the mass of the rest."""
     if top_k is None:
         return positions * teacher.hidden_size * teacher.head_dtype.itemsize
     return positions * (_TOP_K_BYTES * top_k + 4)
 
 
 def trunk_bytes(phases: list[PlannedPhase], row_tokens: float, state_bytes: int) -> int:
-    """Of the frozen layers' output: of every row once, and of every rollout."""
+    """Bytes of the frozen layers' output for every row once, and for every rollout."""
     rows = max(phase.rows or 0 for phase in phases)
     return state_bytes * round(rows * row_tokens + sum(phase.rollout_tokens or 0 for phase in phases))

@@ -39,8 +39,8 @@ class PhaseMemory:
 class Estimate:
     """
     Args:
-        facts ([`ModelFacts`]): Of the model.
-        teacher ([`ModelFacts`], *optional*): Of the teacher.
+        facts ([`ModelFacts`]): The model's.
+        teacher ([`ModelFacts`], *optional*): The teacher's.
         phases (`list[PhaseMemory]`): In the order in which they come; empty where the batches' shapes are not known.
         state_bytes (`int`): That are kept of each token where frozen layers are run once; 0 where they are run in every step.
     """
@@ -173,7 +173,7 @@ class _Planner:
         return found
 
     def _rollout_tokens(self, phase: PlannedPhase, layout: Layout) -> int:
-        """Of one batch: as many rows as the budget allows, one at least, and not more than there are."""
+        """Rows of one batch: as many as the budget allows, one at least, and not more than there are."""
         most = self.args.rollout_batch_tokens
         if phase.rollout_rows is not None:
             most = min(most, phase.rollout_rows * layout.length)
@@ -181,7 +181,7 @@ class _Planner:
 
     def training(self, phase: PlannedPhase, layout: Layout, activations: Activations) -> list[Moment]:
         teacher = self.teacher if phase.iteration > 0 else None
-        # Soft corrections: the head that their hidden states were read with stands beside the policy's.
+        # Soft corrections: the head that their hidden states were read with stands next to the policy's.
         corrects_softly = phase.iteration > 0 and getattr(self.args, "soft_labels", False)
         beside = 0 if teacher is None else self._teacher_bytes(teacher)
         if corrects_softly and self.args.teacher_top_k is None:

@@ -1,4 +1,4 @@
-"""What is at hand without a network: whether the hub answers, and files of a model from a folder, the cache or the hub.
+"""What is available without a network: whether the hub answers, and files of a model from a folder, the cache or the hub.
 
 Nothing here waits: a hub that does not answer within seconds is taken to be away.
 """
@@ -80,7 +80,7 @@ class Hub:
         try:
             urllib.request.urlopen(request, timeout=_TIMEOUT).close()
         except urllib.error.HTTPError as error:
-            # A refusal is an answer all the same, but for those of a proxy that does not reach it.
+            # A refusal is an answer all the same, unless it is that of a proxy that does not reach the hub.
             self._answers = error.code not in _OF_A_PROXY
         except (OSError, ValueError):
             self._answers = False

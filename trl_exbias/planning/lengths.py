@@ -23,7 +23,7 @@ class Lengths:
         rows (`list[tuple[int, int]]`): `(context, response)` of each row.
         num_sources (`int`): Rows of the data that they were made of: a conversation may be several rows, a document many.
         whole (`list[tuple[int, int]]`): `(context, response)` of the data's rows before they were cut to `max_length`.
-        corrections (`list[int]`): Of the contexts in which the policy is shown the reference; empty where it is not.
+        corrections (`list[int]`): Lengths of the contexts in which the policy is shown the reference; empty where it is not.
     """
 
     rows: list[tuple[int, int]]
@@ -44,7 +44,7 @@ class Lengths:
         return sum(self.corrections) / max(1, len(self.corrections))
 
     def scaled(self, num_sources: int | None) -> int | None:
-        """Rows that so many rows of the data would become."""
+        """Rows that `num_sources` rows of the data would become."""
         return None if num_sources is None else round(len(self.rows) * num_sources / max(1, self.num_sources))
 
 
@@ -62,7 +62,7 @@ def measure(
         shown (`str`, *optional*): The template that shows the policy the reference, whose contexts are measured too.
         rows (`datasets.Dataset`): The first rows.
         num_sources (`int`): Rows of the source that they were made of.
-        form (`str`): Of [`~trl_exbias.chat.data_checks.dataset_form`].
+        form (`str`): As [`~trl_exbias.chat.data_checks.dataset_form`] returns it.
         cuts_trajectories (`bool`): Whether the method trains on trajectories instead of whole responses.
     """
     rows = normalised(rows, template_kwargs_of({TEMPLATE_KWARGS: args.chat_template_kwargs}))

@@ -22,7 +22,7 @@ _TILES_SOFTCAP = 1.0
 # Tiles of `_Distillation.forward`: the policy's logits, log-probabilities and probabilities, the teacher's logits, a
 # difference, their exponential, and the gradient of the chunk before.
 _TILES_DISTILLATION = 7.0
-# What other divergences than the forward KL take beside them (`examples.benchmarks.kd_loss`).
+# What other divergences than the forward KL take in addition (`examples.benchmarks.kd_loss`).
 _TILES_DIVERGENCE = {FORWARD_KL: 0, REVERSE_KL: 1, JENSEN_SHANNON: 2}
 
 
@@ -33,7 +33,7 @@ class HeadMemory:
 
     Args:
         chunks (`int`): Tiles of a chunk's logits: gone when the scoring is done.
-        gradients (`int`): Of the hidden states and of the head's weight, until the backbone's backward takes them over.
+        gradients (`int`): Gradients of the hidden states and of the head's weight, until the backbone's backward takes them over.
     """
 
     chunks: int
@@ -86,7 +86,7 @@ def distillation_head(
 
     Args:
         softened (`bool`): Whether hard and soft labels need logits of their own (`kd_temperature` other than 1).
-        divergence (`str`): Of `DIVERGENCES`.
+        divergence (`str`): One of `DIVERGENCES`.
     """
     elements = _CHUNK_ELEMENTS["cpu"] if on_cpu else _CHUNK_ELEMENTS_ELSEWHERE
     tile = 4 * vocab_size * min(positions, max(1, elements // vocab_size))

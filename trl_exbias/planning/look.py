@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..loop.plan import RunPlan
     from ..settings.arguments import Arguments
 
-# Of a device's memory that is not for tensors: the driver's context, kernels, and what the allocator cannot hand out.
+# The share of a device's memory that is not for tensors: the driver's context, kernels, and what the allocator cannot hand out.
 _RESERVED = 0.06
 
 
@@ -38,7 +38,7 @@ def look(
     gpu_memory_gib: float | None = None,
 ) -> Plan | None:
     """
-    Checks the files behind a command's arguments, and plans the run.
+    Checks the files that a command's arguments name, and plans the run.
 
     Args:
         num_processes, accelerate_file, gpu_memory_gib: What is said of the devices.
@@ -209,8 +209,8 @@ def _check_fit(findings: Findings, found: Estimate, device: int | None) -> None:
         if phase.peak.total > room:
             findings.warn(
                 "memory",
-                f"{phase.name} needs about {phase.peak.total / GIB:.1f} GiB on each device ({phase.peak.name}); of "
-                f"{device / GIB:.0f} GiB, {room / GIB:.1f} are for tensors. Lower `per_device_train_batch_size` or "
+                f"{phase.name} needs about {phase.peak.total / GIB:.1f} GiB on each device ({phase.peak.name}); "
+                f"{room / GIB:.1f} of {device / GIB:.0f} GiB are for tensors. Lower `per_device_train_batch_size` or "
                 "`max_length`, turn `gradient_checkpointing` on, take LoRA, or shard over more devices (ZeRO-3, FSDP2).",
             )
 

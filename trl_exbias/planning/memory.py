@@ -18,7 +18,7 @@ from .placement import Placement
 
 
 GIB = 2**30
-# DeepSpeed 0.19.8's defaults, in numbers: of its reduce bucket, and of what ZeRO-3 fetches ahead.
+# DeepSpeed 0.19.8's defaults, in numbers, for its reduce bucket and for what ZeRO-3 fetches ahead.
 _ZERO_BUCKET = 500_000_000
 _ZERO3_PREFETCH = 50_000_000
 

@@ -53,12 +53,12 @@ class ModelFacts:
 
     Args:
         parameters (`list[Parameter]`): Each once, tied ones too.
-        buffer_bytes (`int`): Of buffers.
-        vocab_size, hidden_size (`int`): Of the LM head.
+        buffer_bytes (`int`): Bytes of buffers.
+        vocab_size, hidden_size (`int`): Sizes of the LM head.
         head_trained (`bool`): Whether the LM head (or the embedding that it is tied to) is trained.
         head_dtype (`torch.dtype`): What the LM head is stored in.
         softcap (`bool`): Whether the logits are soft-capped.
-        kv_bytes (`int`): Of one token's keys and values in all layers, in the type that the model computes in.
+        kv_bytes (`int`): Bytes of one token's keys and values in all layers, in the type that the model computes in.
     """
 
     parameters: list[Parameter]
@@ -84,7 +84,7 @@ class ModelFacts:
 
     @property
     def bytes(self) -> int:
-        """Of the weights as they are loaded."""
+        """Bytes of the weights as they are loaded."""
         return sum(parameter.bytes for parameter in self.parameters) + self.buffer_bytes
 
     @property
@@ -161,7 +161,7 @@ def _from_config(config: PretrainedConfig, trust_remote_code: bool, **options: A
 def model_facts(model: PreTrainedModel, compute_dtype: torch.dtype, load_in: str | None = None) -> ModelFacts:
     """
     Args:
-        model: Of [`meta_model`].
+        model: As [`meta_model`] makes it.
         compute_dtype (`torch.dtype`): What the model computes in.
         load_in (`str`, *optional*): `"4bit"`, `"4bit-nested"` or `"8bit"`: how the linear layers' weights are packed.
     """

@@ -1,4 +1,4 @@
-"""What an optimizer keeps for each parameter that it trains, and what a step of it needs besides."""
+"""What an optimizer keeps for each parameter that it trains, and what else a step of it needs."""
 
 import math
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ def state_bytes(optim: str, parameters: Iterable[Parameter], shards: int = 1, in
 
 
 def step_bytes(optim: str, parameters: Iterable[Parameter], on_cpu: bool) -> int:
-    """Bytes that a step needs besides: the `foreach` form of torch's optimizers, taken on GPUs, has one more of each parameter."""
+    """Bytes that a step needs in addition: the `foreach` form of torch's optimizers, taken on GPUs, has one more of each parameter."""
     if on_cpu or optim not in _FULL or optim == "adamw_torch_fused":
         return 0
     return sum(parameter.bytes for parameter in parameters)

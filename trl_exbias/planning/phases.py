@@ -16,7 +16,7 @@ class Layout:
     The longest micro-batch of a phase: what its memory is planned for.
 
     Args:
-        rows, length (`int`): Of `input_ids`.
+        rows, length (`int`): The shape of `input_ids`.
         scored (`int`): Positions with a label.
     """
 
@@ -31,12 +31,12 @@ class PlannedPhase:
     Args:
         name (`str`): `"SFT"` or `"iteration <k>"`.
         iteration (`int`): 0 for the SFT phase.
-        rows (`int`, *optional*): Of its data set; `None` where not known, like all that follows from it.
+        rows (`int`, *optional*): Rows of its data set; `None` where not known, like all that follows from it.
         epochs (`float`): Passes over them.
         steps (`int`, *optional*): Optimizer updates.
         tokens (`int`, *optional*): Trained on, over all epochs, without padding.
         rollout_rows (`int`, *optional*): Rows rolled out before it; 0 where it trains on gold alone.
-        rollout_tokens (`int`, *optional*): Of these rollouts; for RAC and SPIN at most.
+        rollout_tokens (`int`, *optional*): Tokens of these rollouts; for RAC and SPIN at most.
         label_tokens (`int`, *optional*):
             Read for labels before it: by the policy itself (RAC, SPIN), by a teacher whose labels are kept (DaD-DAgger).
         online_tokens (`int`, *optional*):
@@ -63,9 +63,9 @@ class RunShape:
     What a method makes of a row, in numbers.
 
     Args:
-        plan ([`PhasePlan`]): Of the method.
+        plan ([`PhasePlan`]): The method's.
         args (`Any`): The method's configuration.
-        lengths ([`Lengths`], *optional*): Of the first rows; `None` where there is no tokenizer or no data at hand.
+        lengths ([`Lengths`], *optional*): Lengths of the first rows; `None` if there is no tokenizer or no data.
         shared (`bool`): Whether the branches of a context share its encoding.
         labels_prompts (`bool`): Whether prompts are trained on too (conversations, plain text).
     """
@@ -82,7 +82,7 @@ class RunShape:
         return any(self.branches(i + 1) for i in range(self.args.num_iterations))
 
     def branches(self, iteration: int) -> int:
-        """Rollouts that a row has beside its gold branch."""
+        """Rollouts that a row has in addition to its gold branch."""
         return self.plan.branches(self.args, iteration)
 
     def new_branches(self, iteration: int) -> int:
@@ -111,11 +111,11 @@ class RunShape:
         return total / max(1, len(self.lengths.rows))
 
     def label_tokens(self, iteration: int, rows: int, rolled_out: int) -> int:
-        """Tokens read for labels before an iteration of so many rows and new rollouts."""
+        """Tokens read for labels before an iteration of that many rows and new rollouts."""
         return round(self.plan.label_tokens(self.args, self.mean, iteration, rows, rolled_out))
 
     def online_tokens(self, iteration: int, mixed: float, trained: int) -> int:
-        """Tokens drawn, or read by a teacher, in the steps of an iteration, which mixes so many rows and trains on `trained`."""
+        """Tokens drawn, or read by a teacher, in the steps of an iteration, which mixes `mixed` rows and trains on `trained`."""
         return round(self.plan.online_tokens(self.args, self.mean, iteration, mixed, trained))
 
     def layout(self, iteration: int) -> Layout | None:

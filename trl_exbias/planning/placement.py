@@ -75,7 +75,7 @@ def find_placement(
         num_processes (`int`, *optional*): Wins over the file's.
         visible_devices (`int`): GPUs of this machine, which is what a launch without further word uses.
         mixed_precision (`str`, *optional*): The recipe's; `None` leaves it to the file.
-        use_cpu (`bool`): Of the recipe.
+        use_cpu (`bool`): The recipe's.
         deepspeed (`str` or `dict`, *optional*): A DeepSpeed configuration named by the recipe.
 
     Raises:
@@ -125,5 +125,5 @@ def _read(path: str) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is no mapping of keys to values.")
+        raise UsageError(f"{path} is not a mapping of keys to values.")
     return content

@@ -35,7 +35,7 @@ class Plan:
         phases (`list[PlannedPhase]`): Steps and tokens.
         data (`dict`): What is known of the rows.
         model (`str`, *optional*): In words.
-        estimate ([`Estimate`], *optional*): Memory; `None` where the model is not at hand.
+        estimate ([`Estimate`], *optional*): Memory; `None` if the model is not available.
         disk (`dict[str, int]`): Bytes by what is written.
         free_disk (`int`, *optional*): Bytes free where it is written.
         device_bytes (`int`, *optional*): Memory of one device, where known.
@@ -87,7 +87,7 @@ class Plan:
         words = "rows unknown" if rows is None else f"{'at most ' * self.data['is_bound']}{rows:,} rows"
         if self.data.get("mean_context") is not None:
             words += (
-                f"; of the first {self.data['rows_seen']}: {self.data['mean_context']:.0f} context and "
+                f"; the first {self.data['rows_seen']} have {self.data['mean_context']:.0f} context and "
                 f"{self.data['mean_response']:.0f} response tokens on average"
             )
         return "\n".join([*lines, f"data    {words}"])

@@ -13,7 +13,7 @@ from .model import ModelFacts
 from .placement import Placement
 
 
-# Of the memory that is free when a rollout phase begins (`rollouts/vllm/phase.py`).
+# A share of the memory that is free when a rollout phase begins (`rollouts/vllm/phase.py`).
 _VLLM_SHARE = 0.85
 # Float32 tiles of a chunk's logits that stand while tokens are drawn. Noise is made in two integer tiles, a float one and its
 # logarithm, on a GPU for the whole chunk at once; a CPU makes it in small parts. Top-p sorts: values, indices, probabilities, sums.
@@ -37,14 +37,14 @@ def rollout_moments(
     uses_vllm: bool = False,
 ) -> list[Moment]:
     """
-    The moments of a rollout phase: the training model in place, with its KV cache, and vLLM beside it where it draws.
+    The moments of a rollout phase: the training model in place, with its KV cache, and vLLM next to it where it draws.
 
     Args:
         batch_tokens (`int`): Tokens of a batch, prompts and responses.
         draws_top_p (`bool`): Whether `top_p` is below 1.
         labels (`bool`): Whether the policy reads whole batches for labels (RAC, SPIN).
         vllm_gpu_share (`float`, *optional*): `vllm_gpu_memory_utilization`.
-        device_bytes (`int`, *optional*): Of the whole device, where known.
+        device_bytes (`int`, *optional*): Memory of the whole device, where known.
     """
     parts = {**stand.parts, "gradients": 0}
     computes_in = compute_dtype(placement, facts.head_dtype)
@@ -84,7 +84,7 @@ def rollout_moments(
 
 
 def teacher_moment(stand: Standing, teacher: ModelFacts, batch_tokens: int) -> Moment:
-    """A soft-label phase: the whole teacher beside the student, reading `batch_tokens` tokens at once."""
+    """A soft-label phase: the whole teacher next to the student, reading `batch_tokens` tokens at once."""
     return Moment(
         "the teacher's labels",
         {
@@ -110,5 +110,5 @@ def reading(facts: ModelFacts, tokens: int, placement: Placement) -> int:
 
 
 def logits(vocab_size: int, positions: int, tiles: float) -> int:
-    """Bytes of so many float32 tiles of the logits that exist at one time."""
+    """Bytes of `tiles` float32 tiles of the logits that exist at one time."""
     return round(tiles * torch.float32.itemsize * min(_CHUNK_ELEMENTS, vocab_size * positions))

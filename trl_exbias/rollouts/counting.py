@@ -6,7 +6,7 @@ from ..core.token_ids import TokenIds
 from .engine import RolloutEngine, SamplingOptions
 
 
-# A response this long of a single token is no accident.
+# A response this long of a single token does not happen by accident.
 _REPEATED_TOKENS = 8
 
 EMPTY, TRUNCATED, REPEATED = "rollout/empty_rate", "rollout/truncation_rate", "rollout/repeated_rate"
@@ -25,7 +25,7 @@ class CountingEngine:
         is_unfinished (`Callable[[Sequence[int]], bool]`, *optional*):
             Whether a response that has ended broke off; see [`~trl_exbias.chat.stop_tokens.unfinished_test`].
 
-    Of the sequences that were free to end: `rollout/empty_rate` have no token besides the stop token,
+    Shares of the sequences that were free to end: `rollout/empty_rate` have no token besides the stop token,
     `rollout/unfinished_rate` ended at a marker in the middle of a turn, `rollout/truncation_rate` met `max_new_tokens`,
     `rollout/repeated_rate` are one token, eight times or more; `rollout/degenerate_rate` any of them.
     """

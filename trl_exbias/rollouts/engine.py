@@ -22,7 +22,7 @@ class SamplingOptions:
         min_p (`float`, *optional*, defaults to `0.0`):
             Keep tokens at least `min_p` times as probable as the most probable one, before `top_k` and `top_p`. `0.0` keeps all.
         max_new_tokens (`int`, *optional*, defaults to `256`):
-            `sample` ends a sequence after so many tokens.
+            `sample` ends a sequence after this many tokens.
         stop_token_ids (`tuple[int, ...]`, *optional*):
             `sample` ends a sequence after any of these; the stop token is kept. `mix` ignores them.
         excluded_token_ids (`tuple[int, ...]`, *optional*):

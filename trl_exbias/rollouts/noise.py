@@ -102,7 +102,7 @@ def uniform(seed: int, example_ids: list[int], width: int, device: torch.device 
 def add_gumbel_(scores: torch.Tensor, seed: int, example_ids: list[int], positions: list[int]) -> torch.Tensor:
     """Adds standard Gumbel noise in place, so that `argmax` draws from `softmax(scores)` (the Gumbel-max trick).
 
-    Row m receives the noise of the key `(seed, example_ids[m], positions[m])`, whatever rows stand beside it.
+    Row m receives the noise of the key `(seed, example_ids[m], positions[m])`, whatever other rows are there.
 
     Args:
         scores (`torch.Tensor` of shape `(rows, vocab_size)`):

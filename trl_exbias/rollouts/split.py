@@ -14,7 +14,7 @@ class SplitEngine:
     may be elsewhere.
 
     Args:
-        draws, labels ([`RolloutEngine`]): Of the same policy.
+        draws, labels ([`RolloutEngine`]): Two engines of the same policy.
     """
 
     def __init__(self, draws: RolloutEngine, labels: RolloutEngine):

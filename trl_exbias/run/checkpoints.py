@@ -1,7 +1,7 @@
 """Whole checkpoints: one that was being written when the run died is never resumed from.
 
 `Trainer` writes a checkpoint file by file into the folder that it is then found under. So a whole one says so: when
-every file is on the disk, not merely in the kernel's buffers, `whole.json` is put beside them, with their sizes and
+every file is on the disk, not merely in the kernel's buffers, `whole.json` is put next to them, with their sizes and
 with what the run was.
 """
 
@@ -110,14 +110,14 @@ def save_complete(
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
-    """The checkpoint with the most steps that is whole; others are named in a warning and passed over."""
+    """The checkpoint with the most steps that is whole; others are named in a warning and skipped."""
     found = Path(output_dir).glob(f"{CHECKPOINT_PREFIX}-*")
     steps = {path: int(match[1]) for path in found if (match := _NAME.fullmatch(path.name)) is not None}
     for path in sorted(steps, key=lambda path: -steps[path]):
         problem = completeness_problem(path)
         if problem is None:
             return path
-        logger.warning(f"{path} is passed over: {problem}.")
+        logger.warning(f"{path} is skipped: {problem}.")
     return None
 
 
@@ -142,7 +142,7 @@ def checkpoint_to_resume(
     wanted: str | bool | None, output_dir: str, identity: dict[str, Any], loads_optimizer: bool
 ) -> str | None:
     """
-    The checkpoint that a run goes on from: the one named, or for `True` the newest whole one.
+    The checkpoint that a run continues from: the one named, or for `True` the newest whole one.
 
     `None` means the beginning: not asked to resume, or nothing whole to resume from (then with a warning).
 
@@ -162,7 +162,7 @@ def checkpoint_to_resume(
             return None
     else:
         folder = Path(wanted)
-        problem = completeness_problem(folder) if folder.is_dir() else "it is no folder"
+        problem = completeness_problem(folder) if folder.is_dir() else "it is not a folder"
         if problem is not None:
             raise UsageError(
                 f"`resume_from_checkpoint={wanted}` cannot be resumed from: {problem}. Use `resume_from_checkpoint=True` for "

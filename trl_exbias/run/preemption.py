@@ -23,7 +23,7 @@ class Preemption(TrainerCallback):
     Whoever handles the signal already keeps it. As a context manager it listens and, afterwards, restores.
 
     Args:
-        processes ([`Processes`]): Of the run.
+        processes ([`Processes`]): The processes of the run.
         can_resume (`bool`): Whether what is saved can be resumed from; where not, the signal is left alone.
     """
 
@@ -65,7 +65,7 @@ class Preemption(TrainerCallback):
             PreemptedError: always; as an exit status it is [`RESUME_EXIT_CODE`].
         """
         message = (
-            f"Stopped by SIGTERM; {kept}. Go on with `resume_from_checkpoint=True` (exit status {RESUME_EXIT_CODE})."
+            f"Stopped by SIGTERM; {kept}. Continue with `resume_from_checkpoint=True` (exit status {RESUME_EXIT_CODE})."
         )
         logger.warning(message)
         raise PreemptedError(message)

@@ -25,7 +25,7 @@ class Processes:
     Every process must make one, and call each method, together with the others. With one process all of it is free.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): Of the trainer.
+        accelerator ([`~accelerate.Accelerator`]): The trainer's.
         folder (`Path`): The run directory.
 
     Attributes:
@@ -133,7 +133,7 @@ def longest_first(costs: list[float], shares: int) -> list[list[int]]:
     Deals pieces of work out so that all are done at about the same time: the costliest first, each to whoever has least.
 
     Args:
-        costs (`list[float]`): Of each piece.
+        costs (`list[float]`): The cost of each piece.
         shares (`int`): Among how many.
 
     Returns:

@@ -1,7 +1,7 @@
 """Rollouts on disk: parquet shards and a manifest, durable the moment they exist.
 
 A rollout cannot be made twice, because the policy that made it moves on. So a shard is complete or absent (written
-beside its place, flushed, renamed), the manifest says what must be there, and a run that was killed goes on with the
+under another name, flushed, renamed), the manifest says what must be there, and a run that was killed continues with the
 shard that was being written.
 """
 
@@ -112,7 +112,7 @@ class RolloutStore:
         return [i for i in range(self.require_manifest()["num_shards"]) if not self._shard(i).is_file()]
 
     def write_shard(self, index: int, rollouts: dict[int, list[Branch]], stats: dict[str, list[float]]) -> None:
-        """Writes the branches of some examples, with the counts behind the phase's metrics, as one shard."""
+        """Writes the branches of some examples, with the counts that the phase's metrics are computed from, as one shard."""
         rows = [(example_id, branch) for example_id, branches in rollouts.items() for branch in branches]
         schema, columns = _SCHEMA, {name: [getattr(branch, name) for _, branch in rows] for name in _SCHEMA.names[1:]}
         if any(isinstance(branch.weight, list) for _, branch in rows):

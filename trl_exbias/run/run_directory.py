@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind besides its checkpoints, and what it refuses to write over."""
+"""The run directory: what a run leaves in addition to its checkpoints, and what it refuses to write over."""
 
 import contextlib
 import json
@@ -30,6 +30,8 @@ SOFT_LABELS = "soft-labels"
 TRUNK_STATES = "trunk-states"
 SERVED_POLICY = "served-policy"  # there during a rollout phase with vLLM
 VLLM_LOG = "vllm-{rank}.log"
+# What the libraries of a command have said; `_log-1.txt` is another process's. transformers pushes nothing that begins so.
+LOG_FILE = "_log.txt"
 _PACKAGES = (
     "trl-exbias",
     "trl",
@@ -91,7 +93,8 @@ def _traces(output_dir: str) -> list[Path]:
     folder = Path(output_dir)
     names = (RUN_FILE, METRICS_FILE, ROLLOUTS, ITERATION_BEST, TRUNK_STATES, SERVED_POLICY)
     found = [*(folder / name for name in names), *sorted(folder.glob("checkpoint-*"))]
-    return [path for path in [*found, *sorted(folder.glob(VLLM_LOG.format(rank="*")))] if path.exists()]
+    logs = [*sorted(folder.glob(VLLM_LOG.format(rank="*"))), folder / LOG_FILE, *sorted(folder.glob("_log-[0-9]*.txt"))]
+    return [path for path in [*found, *logs] if path.exists()]
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -175,7 +178,7 @@ def _reporting_failed_writes(path: Path) -> Iterator[None]:
 
 
 def _forget_steps_after(path: Path, step: int) -> None:
-    """Drops what a run logged behind the step that it is resumed from: those steps come again."""
+    """Drops what a run logged after the step that it is resumed from: those steps come again."""
     if not path.is_file():
         return
     kept = []

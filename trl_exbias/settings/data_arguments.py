@@ -33,7 +33,7 @@ class DataArguments(ScriptArguments):
     document_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column whose value rows of one document share: their texts are joined, in order, by spaces (data "
+            "help": "Column that is equal in all rows of a document. Their texts are joined with spaces, in order (for data "
             "with a sentence a row)."
         },
     )

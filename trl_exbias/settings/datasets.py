@@ -63,7 +63,7 @@ def render(dataset: Dataset, data_args: DataArguments) -> Dataset:
             problems.append("`document_column` joins plain text: say which with `text_template`.")
         if data_args.document_column not in dataset.column_names:
             problems.append(
-                f"`document_column: {data_args.document_column}` is no column of the data (columns: "
+                f"`document_column: {data_args.document_column}` is not a column of the data (columns: "
                 f"{', '.join(dataset.column_names)})."
             )
     if not any(templates.values()) and not problems:
@@ -151,7 +151,7 @@ def load_rows(
     path = Path(name)
     if path.is_file():
         if path.suffix not in BUILDERS:
-            raise RecipeError("recipe", [f"`dataset_name: {name}` is no {', '.join(BUILDERS)} file."])
+            raise RecipeError("recipe", [f"`dataset_name: {name}` is not a {', '.join(BUILDERS)} file."])
         # One file is one split: `train`, or a slice of it.
         options = {"sample_by": "document"} if path.suffix == ".txt" and whole_documents else {}
         options |= {"data_files": str(path)}

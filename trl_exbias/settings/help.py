@@ -108,7 +108,7 @@ def _option(name: str, node: ast.AnnAssign) -> Option:
 
 
 def _literal(node: ast.expr | None) -> Any:
-    """The value of a literal; of a dictionary, what of it is literal. `None` for anything else."""
+    """The value of a literal; the literal entries of a dictionary; `None` for anything else."""
     if isinstance(node, ast.Dict):
         return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
     try:

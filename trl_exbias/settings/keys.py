@@ -1,8 +1,8 @@
 """The keys that a training command understands, read from the sources of the installed packages.
 
 Importing the configuration classes means importing torch, which takes seconds; a mistyped key should be an answer of
-tenths. So the classes are read as text: their annotated fields, and those of their bases. A test holds the result
-against the imported classes.
+tenths. So the classes are read as text: their annotated fields, and those of their bases. A test compares the result
+with the imported classes.
 """
 
 import ast
@@ -29,9 +29,9 @@ _SOURCES = (
     ("trl", "trainer/base_config.py"),
     ("transformers", "training_args.py"),
 )
-#: Classes behind every training command, besides the method's own config.
+#: Classes that every training command reads, in addition to the method's own config.
 COMMON_CLASSES = ("DataArguments", "ModelConfig", "DatasetMixtureConfig")
-#: Keys of a recipe that are no argument: environment variables, set before anything runs.
+#: Keys of a recipe that are not arguments: environment variables, set before anything runs.
 RECIPE_ONLY = ("env",)
 #: Flags of the launcher and the parser themselves.
 _LAUNCHER_FLAGS = ("config", "accelerate_config", "help", "h")

@@ -29,7 +29,7 @@ ENTRY_POINTS = "trl_exbias.methods"
 class Method:
     """
     Args:
-        name (`str`): Of the command, of the folder of its recipes, and in comparison files.
+        name (`str`): Its name as a command, as the folder of its recipes, and in comparison files.
         about (`str`): One line of help.
         trainer (`str`): `module:Class`, an [`~trl_exbias.IterativeSFTTrainer`].
         config (`str`, *optional*): `module:Class`. Default: the trainer's `config_class`.
@@ -107,7 +107,7 @@ _OURS = (
     ),
     Method(
         "scheduled-sampling",
-        "BASH with its mixing done anew at every step, a baseline: slow on purpose",
+        "BASH with its mixing done again at every step, a baseline: slow on purpose",
         "trl_exbias.methods.scheduled_sampling:ScheduledSamplingTrainer",
         "trl_exbias.methods.configs:ScheduledSamplingConfig",
         "trl_exbias.methods.plans:ScheduledSamplingPlan",

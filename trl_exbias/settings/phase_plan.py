@@ -39,7 +39,7 @@ class PhasePlan:
     has_verifier = False
 
     def branches(self, args: Any, iteration: int) -> int:
-        """Rollouts that a row has beside its gold branch; iteration 0 is the SFT phase."""
+        """Rollouts that a row has in addition to its gold branch; iteration 0 is the SFT phase."""
         return int(iteration > 0)
 
     def new_branches(self, args: Any, iteration: int) -> int:
@@ -58,9 +58,9 @@ class PhasePlan:
         return None
 
     def label_tokens(self, args: Any, mean: MeanLengths, iteration: int, rows: int, rolled_out: int) -> float:
-        """Tokens read for labels before an iteration of so many rows and new rollouts."""
+        """Tokens read for labels before an iteration of that many rows and new rollouts."""
         return 0
 
     def online_tokens(self, args: Any, mean: MeanLengths, iteration: int, mixed: float, trained: int) -> float:
-        """Tokens drawn, or read by a teacher, within an iteration's steps: it mixes so many rows and trains on `trained`."""
+        """Tokens drawn, or read by a teacher, within an iteration's steps: it mixes `mixed` rows and trains on `trained`."""
         return 0

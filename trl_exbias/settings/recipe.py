@@ -25,10 +25,10 @@ class RecipeError(UsageError):
 
 def read_recipe(argv: list[str]) -> tuple[str | None, dict[str, Any]]:
     """
-    Path and contents of the file behind `--config`, if there is one.
+    Path and contents of the file that `--config` names, if there is one.
 
     Raises:
-        RecipeError: if it cannot be read or is no mapping.
+        RecipeError: if it cannot be read or is not a mapping.
     """
     path = _value_of("--config", argv)
     if path is None:
@@ -118,7 +118,7 @@ def _listed(error: ValueError) -> list[str]:
 
 
 def _value_problem(key: str, value: Any, action: Any) -> str | None:
-    # argparse applies neither `choices` nor, but for strings, `type` to a default, which is what a recipe sets.
+    # argparse does not apply `choices` to a default, nor `type` unless it is a string, which is what a recipe sets.
     if action.choices and value is not None and value not in action.choices:
         choices = [str(choice) for choice in action.choices]
         return f"`{key}: {value}` is not one of {', '.join(choices)}.{did_you_mean(str(value), choices)}"

@@ -73,7 +73,7 @@ def run_part(part: Part, path: Path, seconds: float, dry_run: bool) -> int | Non
 
 
 def _tee(output: TextIO, log: Path) -> None:
-    """Copies lines to the terminal and behind what the log holds, each at once."""
+    """Copies lines to the terminal and to the end of the log, each at once."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         for line in output:
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=names, default=names, help="which to run (default: all)")
     parser.add_argument("--limit", type=float, default=540, help="seconds for all of them together (default: 540)")
     parser.add_argument("--dry_run", action="store_true", help="every part at toy size on a CPU, through the same code")
-    parser.add_argument("--fresh", action="store_true", help="measure anew what is there already")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there already")
     options = parser.parse_args(argv)
     chosen = [part for part in PARTS if part.name in options.parts]
     ok = run(chosen, options.output.resolve(), options.limit, options.dry_run, options.fresh)

@@ -40,7 +40,7 @@ ARMS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "SPIN": (SPINTrainer, SPINConfig, {"sft_weight": 1.0}),
 }
 BASELINE = "more SFT"
-#: Sizes with which SFT and the first three arms of a seed should take 200 s of an H200, reckoned with 50 ms for a forward of
+#: Sizes with which SFT and the first three arms of a seed should take 200 s of an H200, calculated with 50 ms for a forward of
 #: SmolLM2's 30 layers, which the host bounds, and 120 ms for a training step. Measuring an arm is 200 forwards for its answers and
 #: about as many for its cross-entropies: 20 s. Training it is 128 steps at most, and 10 s of loading and preparing data. All 1,319
 #: answers of 256 tokens with the cross-entropies of 256 rows took too long for a single arm.

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def data_folder() -> Path:
-    """Where the data sets are: `$TRL_EXBIAS_DATA`, or the folder beside the project's."""
+    """Where the data sets are: `$TRL_EXBIAS_DATA`, or the folder next to the project's."""
     return Path(os.environ.get("TRL_EXBIAS_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -20,7 +20,7 @@ def data_folder() -> Path:
 class Part:
     """
     Args:
-        name (`str`): Of the JSON and on the command line.
+        name (`str`): Its name, for the JSON and on the command line.
         about (`str`): What it measures.
         seconds (`int`): After which it is stopped; what it has measured stays.
         missing (`Callable[[], str | None]`): What it needs and has not, in words; `None` where all is there.

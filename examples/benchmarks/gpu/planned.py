@@ -1,4 +1,4 @@
-"""What `exbias check` plans for batches of given shapes, to be held against what is allocated."""
+"""What `exbias check` plans for batches of given shapes, to be compared with what is allocated."""
 
 import copy
 from pathlib import Path

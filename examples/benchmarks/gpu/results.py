@@ -1,4 +1,4 @@
-"""A part's results: one JSON, written anew after every figure, so that a run cut off anywhere keeps what it has."""
+"""A part's results: one JSON, written again after every figure, so that a run cut off anywhere keeps what it has."""
 
 import datetime
 import importlib.metadata

@@ -26,7 +26,7 @@ FULL = {
     "training_rows": {"with checkpointing": 8, "without checkpointing": 4},
     "rollout_rows": 64,
     "rollout_batch_tokens": 16384,
-    # The first shape also against decoding, and with gold that is no guess at all.
+    # The first shape also against decoding, and with gold that is not a guess at all.
     "shapes": [[512, 256], [128, 512]],
     "repeats": 3,
 }

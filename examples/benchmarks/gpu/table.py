@@ -1,7 +1,7 @@
 """
 Puts the figures of the GPU benchmark into docs/benchmarks.md: `python -m examples.benchmarks.gpu.table DIR`.
 
-The section between the two markers is made anew from the JSON files that are there; what has not been measured is not in it.
+The section between the two markers is made again from the JSON files that are there; what has not been measured is not in it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def section(results: dict[str, dict[str, Any]]) -> str:
 def _block(about: str, content: dict[str, Any], rows_of: Any) -> str | None:
     machine = content["machine"]
     rows = list(rows_of(content["figures"]))
-    if machine["card"] is None or not rows:  # a dry run is no measurement
+    if machine["card"] is None or not rows:  # a dry run is not a measurement
         return None
     versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "trl") if name in machine)
     head = f"**{about[0].upper()}{about[1:]}.** {machine['card']}, {machine['date']}, {versions}."
@@ -125,7 +125,7 @@ ROWS = {"seven_b": _seven_b, "gsm8k": _gsm8k, "stories": _stories}
 
 def fill(page: str, results: dict[str, dict[str, Any]]) -> str:
     """
-    The page with its GPU section made anew.
+    The page with a new GPU section.
 
     Raises:
         ValueError: if the page has no markers.

@@ -189,7 +189,7 @@ def test_ones_own_criteria(judge, make_client, tmp_path):
             "needs criteria, description, name and may have scale, steps; it has name, descr",
         ),
         ("name: a\ndescription: b\ncriteria: [c]\nextra: 1\n", "it has name, description, criteria, extra"),
-        ("- a\n", "it is no mapping"),
+        ("- a\n", "it is not a mapping"),
         ("name: a\ndescription: b\ncriteria: c\n", "`criteria` must be a list"),
         ("name: a\ndescription: b\ncriteria: []\n", "`criteria` must be a list of one text or more"),
         ("name: a\ndescription: b\ncriteria:\n  - note: this\n", "quote those with"),
@@ -207,7 +207,7 @@ def test_criteria_that_cannot_be_used(tmp_path, text, message):
 
 
 def test_impossible_options(make_client):
-    with pytest.raises(ValueError, match="'coherence' are no criteria of G-Eval: give one of a_song_of_ice"):
+    with pytest.raises(ValueError, match="'coherence' are not criteria of G-Eval: give one of a_song_of_ice"):
         geval(make_client(), ITEMS, "coherence")
     with pytest.raises(ValueError, match="must be one of auto, logprobs, samples"):
         geval(make_client(), ITEMS, CRITERIA, scoring="mean")

@@ -198,7 +198,9 @@ def test_templates_that_cannot_be_used(tmp_path, text, message):
 
 
 def test_names_that_are_wrong():
-    with pytest.raises(ValueError, match="'summarisation' is no template of a judge: give `qa`, `summarization`, or"):
+    with pytest.raises(
+        ValueError, match="'summarisation' is not a template of a judge: give `qa`, `summarization`, or"
+    ):
         win_rate_requests(ITEMS, task="summarisation")
     with pytest.raises(ValueError, match="Two prompts have the id 'x'"):
         win_rate_requests([Judged("x", "", "", "1"), Judged("x", "", "", "2")])

@@ -25,7 +25,7 @@ class JudgeClient:
     """
     Asks a judge many questions at once, and none twice.
 
-    Refusals for the moment (429, 5xx, time-outs, broken connections, answers that are no answers) are asked again with
+    Refusals for the moment (429, 5xx, time-outs, broken connections, useless answers) are asked again with
     exponential back-off, or after the time that the endpoint names in `Retry-After`. A question that fails for good
     is a missing answer, counted in `usage.failed`; it is asked again by the next run. A refusal that all questions would
     meet (a wrong key or model) ends it at once; answers that are there by then are kept.
@@ -43,7 +43,7 @@ class JudgeClient:
         timeout (`float`): Seconds to wait for an answer, at each attempt.
         max_retries (`int`): Attempts after the first one.
         temperature (`float`, *optional*): `None` leaves it to the endpoint: some models accept no other.
-        max_tokens (`int`): Of an answer.
+        max_tokens (`int`): Tokens of an answer.
         extra_body (`dict`, *optional*):
             Fields of the request that only this endpoint knows, e.g. `{"structured_outputs": {"regex": "…"}}` to hold a small
             judge on a `vllm serve` to the form of an answer.

@@ -22,7 +22,7 @@ class JudgeError(ValueError):
 
 class Endpoint:
     """A connection to an endpoint, an asynchronous context manager. `openai` asks again after 408, 409, 429, 5xx,
-    time-outs and broken connections; this class after answers that are no answers."""
+    time-outs and broken connections; this class after useless answers."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Endpoint:
             except openai.APIStatusError as error:
                 return None, self._refused(error)
             except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError) as error:
-                problem = f"an answer that is no JSON ({self._without_key(error)})"
+                problem = f"an answer that is not JSON ({self._without_key(error)})"
             else:
                 answer, problem = _read(reply)
                 if answer is not None:
@@ -141,7 +141,7 @@ def _read(reply: Any) -> tuple[JudgeAnswer | None, str]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None, "an answer of another form than a chat completion's"
     text = text.strip() if isinstance(text, str) else ""
-    # vLLM reports the token that ends the turn, too, which is no part of the text.
+    # vLLM reports the token that ends the turn, too, which is not part of the text.
     while tokens and not text.endswith(tokens[-1][0].strip()):
         tokens = tokens[:-1]
     return JudgeAnswer(text, choice.finish_reason, *counts, tokens), ""

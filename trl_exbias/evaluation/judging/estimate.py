@@ -42,7 +42,7 @@ def estimate(
 
     Args:
         prices (`tuple[float, float]`, *optional*): For a million prompt tokens and for a million completion tokens.
-        max_tokens (`int`): Of a question that does not name its own.
+        max_tokens (`int`): Tokens of a question that does not name its own.
     """
     distinct = {repr(request): request for request in requests}.values()
     prompt_tokens = sum(_tokens(message["content"]) for request in distinct for message in request.messages)

@@ -1,4 +1,4 @@
-"""G-Eval: a judge's score of completions, beside its score of the true continuations."""
+"""G-Eval: a judge's score of completions, next to its score of the true continuations."""
 
 import logging
 import re
@@ -50,7 +50,7 @@ def geval(
             A name (`"a_song_of_ice_and_fire"`, `"the_x_files"`, `"stargate"`, `"fringe"`, `"doctor_who"`: Pozzi 2025, Table 1) or
             a YAML file, see [`read_criteria`]. Steps that a file does not have are written by the judge, once.
         scoring (`str`): `"logprobs"`, `"samples"`, or `"auto"`: samples only where there are no log-probabilities.
-        num_samples (`int`, defaults to `20`): Of each text, by samples; 20 as in Liu et al.
+        num_samples (`int`, defaults to `20`): Samples of each text; 20 as in Liu et al.
 
     Returns:
         `dict[str, Figure]`:

@@ -77,7 +77,7 @@ def read_criteria(source: "str | Path | Criteria") -> Criteria:
     else:
         names = ", ".join(named_criteria())
         raise UsageError(
-            f"{str(source)!r} are no criteria of G-Eval: give one of {names}, or the path of a .yaml file."
+            f"{str(source)!r} are not criteria of G-Eval: give one of {names}, or the path of a .yaml file."
         )
     try:
         return _from_mapping(yaml.safe_load(text))
@@ -88,6 +88,6 @@ def read_criteria(source: "str | Path | Criteria") -> Criteria:
 def _from_mapping(fields: Any) -> Criteria:
     known, needed = set(Criteria.__dataclass_fields__), {"name", "description", "criteria"}
     if not isinstance(fields, dict) or not needed <= set(fields) <= known:
-        given = f"it has {', '.join(map(str, fields))}" if isinstance(fields, dict) else "it is no mapping"
+        given = f"it has {', '.join(map(str, fields))}" if isinstance(fields, dict) else "it is not a mapping"
         raise UsageError(f"the file needs {', '.join(sorted(needed))} and may have scale, steps; {given}.")
     return Criteria(**fields)

@@ -32,7 +32,7 @@ def expected_score(tokens: Sequence[tuple[str, dict[str, float]]], scale: tuple[
 
     Args:
         tokens (`Sequence[tuple[str, dict[str, float]]]`): As in a [`JudgeAnswer`].
-        scale (`tuple[int, int]`): Of scores of one digit: more would be several tokens.
+        scale (`tuple[int, int]`): Limits of scores of one digit: more would be several tokens.
     """
     text = "".join(token for token, _ in tokens)
     if read_score(text, scale) is None:

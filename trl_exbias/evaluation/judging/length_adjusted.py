@@ -1,4 +1,4 @@
-"""The win rate that would be, were completions as long as what they are held against."""
+"""The win rate that would be, were completions as long as what they are compared with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -18,7 +18,7 @@ class Judged:
         id (`str`): The prompt's id, unique in its list: it keys the figures and the order in which texts are shown.
         prompt (`str`): What was asked: the post, the question, the beginning of the story.
         completion (`str`): What the model wrote.
-        reference (`str`): What it is held against: the data's own continuation, or another model's completion.
+        reference (`str`): What it is compared with: the data's own continuation, or another model's completion.
     """
 
     id: str
@@ -54,7 +54,7 @@ class JudgeAnswer:
     What the judge wrote.
 
     Args:
-        text (`str`): The answer. (Of what a client returns never empty.)
+        text (`str`): The answer. (Never empty in what a client returns.)
         finish_reason (`str`, *optional*): `"stop"`, or `"length"` where `max_tokens` cut it.
         prompt_tokens, completion_tokens (`int`): As the endpoint counts them.
         tokens (`tuple[tuple[str, dict[str, float]], ...]`):
@@ -85,8 +85,8 @@ class Usage:
         requests (`int`): Questions sent, repetitions after an error not counted.
         cached (`int`): Questions answered without sending them, because the answer was there.
         failed (`int`): Questions without an answer: a missing verdict each.
-        prompt_tokens, completion_tokens (`int`): Of the questions sent, as the endpoint counts them.
-        cost (`float`, *optional*): Of those tokens, in the currency of the prices; `None` without prices.
+        prompt_tokens, completion_tokens (`int`): Tokens of the questions sent, as the endpoint counts them.
+        cost (`float`, *optional*): The cost of those tokens, in the currency of the prices; `None` without prices.
     """
 
     requests: int = 0

@@ -45,7 +45,9 @@ class JudgeTemplate:
             text = Path(source).read_text(encoding="utf-8")
         else:
             allowed = "".join(f"`{name}`, " for name in sorted(named))
-            raise UsageError(f"{str(source)!r} is no template of a judge: give {allowed}or the path of a .jinja file.")
+            raise UsageError(
+                f"{str(source)!r} is not a template of a judge: give {allowed}or the path of a .jinja file."
+            )
         name = Path(source).name.removesuffix(".jinja")
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         try:

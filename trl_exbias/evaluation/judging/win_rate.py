@@ -45,7 +45,7 @@ def win_rate(
             `"summarization"` (the paper's template, with its misprint of the second slot put right), `"qa"` (ours, in the
             same form), or a `.jinja` file with `{{ prompt }}`, `{{ a }}` and `{{ b }}` that asks for a last line
             `Preferred: A` or `Preferred: B`.
-        against (`str`): What the completions are held against, for the figures' settings: another model's name where
+        against (`str`): What the completions are compared with, for the figures' settings: another model's name where
             `reference` holds its completions.
 
     Returns:
@@ -74,7 +74,7 @@ def win_rate_requests(
 def judge_pairs(
     client: JudgeClient, items: Sequence[Judged], *, seed: int, both_orders: bool, task: str | Path
 ) -> tuple[dict[str, float | None], dict[str, object]]:
-    """The verdict on each prompt (1, ½, 0 or `None`), by its id, and the settings behind it."""
+    """The verdict on each prompt (1, ½, 0 or `None`), by its id, and the settings it was made with."""
     template = _template(task)
     questions = _questions(items, seed, both_orders, template)
     answers = client.ask([request for _, _, request in questions], "Judging pairs")

@@ -15,7 +15,7 @@ SUITES = {
     "math": "MATH, zero-shot chain of thought: boxed exact match, and math-verify",
     "degeneration": "repetition, distinct n-grams, length against the reference, truncation",
     "mauve": "MAUVE: how alike the distributions of responses and references are",
-    "generative_perplexity": "perplexity of the responses under another model, beside the references'",
+    "generative_perplexity": "perplexity of the responses under another model, next to the references'",
     "win_rate": "wins against the reference by a judge",
     "geval": "G-Eval: scores of a judge on criteria, divided by the reference's",
     "alpaca": "AlpacaEval 2.0: (length-controlled) win rate by a judge",

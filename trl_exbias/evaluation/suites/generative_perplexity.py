@@ -1,4 +1,4 @@
-"""Generative perplexity: how plausible another language model finds the responses, beside the references."""
+"""Generative perplexity: how plausible another language model finds the responses, next to the references."""
 
 from pathlib import Path
 

@@ -47,7 +47,7 @@ def _figures(work: Work) -> dict[str, Figure]:
 def _of_documents(
     work: Work, model: Any, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[np.ndarray, list[str], list[str]]:
-    """Every stride-th token behind exactly `context_length` true ones: its NLL, its place and its text."""
+    """Every stride-th token after exactly `context_length` true ones: its NLL, its place and its text."""
     from ...methods.dad_dagger.trajectories import starts
     from ..perplexity import sliding_nll
 
@@ -99,7 +99,7 @@ def _free_running(
         name: token_mean(name, ids, np.nansum(values, axis=1), present.sum(axis=1), settings)
         for name, values in columns.items()
     }
-    # They fall also where a method harms (docs/bench.md): lower is no evidence of better.
+    # They fall also where a method harms (docs/bench.md): lower does not mean better.
     return found | {name: replace(found[name], higher_is_better=None) for name in ("free_running", "gap")}
 
 

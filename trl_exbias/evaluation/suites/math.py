@@ -10,7 +10,7 @@ from .suite import Suite
 
 
 def grade_exact(completion: str, gold_answer: str) -> Grading:
-    r"""The same string in `\boxed{…}`, but for spaces: strict, and blind to equal mathematics written otherwise."""
+    r"""The same string in `\boxed{…}`, except for spaces: strict, and blind to equal mathematics written otherwise."""
     gold, answer = boxed_answer(gold_answer) or gold_answer, boxed_answer(completion)
     if answer is None:
         return Grading(Outcome.UNPARSEABLE_ANSWER, gold=gold)

@@ -19,7 +19,7 @@ class DaDDaggerConfig(IterativeSFTConfig):
     _rollout_settings = (*IterativeSFTConfig._rollout_settings, "context_length", "rollout_length", "stride")
 
     num_iterations: int = field(
-        default=3, metadata={"help": "Iterations; the rollouts are made between them, so 1 trains on the data alone."}
+        default=3, metadata={"help": "Iterations. Rollouts are made between them, so 1 trains on the data alone."}
     )
     num_train_epochs: float = field(default=4.0, metadata={"help": "Epochs of each iteration, at most."})
     sft_epochs: float = field(default=0.0, metadata={"help": "Epochs of plain SFT before the first iteration."})
@@ -29,27 +29,29 @@ class DaDDaggerConfig(IterativeSFTConfig):
     iteration_patience: int | None = field(
         default=1,
         metadata={
-            "help": "Evaluations in a row without a better loss after which an iteration ends and its best weights go on; "
-            "acts where there is an evaluation set. None: never."
+            "help": "An iteration ends after this many evaluations in a row without a better loss, and its best weights continue. "
+            "Needs an evaluation set. None: never."
         },
     )
     alpha: float = field(
         default=0.5,
         metadata={
-            "help": "Weight of the hard labels (the data's next token); 1 − alpha is that of the soft ones (the teacher's "
-            "distribution). 1 is DaD and needs no teacher; 0 is ImitKD."
+            "help": "Weight of the hard labels (the data's next token). The soft labels (the teacher's "
+            "distribution) have the weight 1 − alpha. 1 is DaD and needs no teacher; 0 is ImitKD."
         },
     )
     context_length: int = field(
-        default=128, metadata={"help": "Tokens of true context H of a trajectory of plain text."}
+        default=128, metadata={"help": "H: tokens of true context in a trajectory of plain text."}
     )
-    rollout_length: int = field(default=10, metadata={"help": "Tokens of a horizon T: labelled, and rolled out."})
+    rollout_length: int = field(
+        default=10, metadata={"help": "T: tokens of a horizon, which are labelled and rolled out."}
+    )
     stride: int | None = field(
         default=None, metadata={"help": "Tokens from one trajectory to the next. Default: `rollout_length`."}
     )
     aggregate: str = field(
         default="all",
-        metadata={"help": "Rollouts that an iteration trains on: of 'all' iterations, the 'last', or the last n."},
+        metadata={"help": "Iterations whose rollouts are trained on: 'all', the 'last', or the last n."},
     )
     gate: str | None = field(
         default=None,
@@ -87,21 +89,21 @@ class DaDDaggerConfig(IterativeSFTConfig):
     cache_teacher: bool = field(
         default=True,
         metadata={
-            "help": "Score each branch with the teacher once, keep its labels on disk and let the teacher go for the "
-            "epochs; else keep it loaded and run it in every step."
+            "help": "Score each branch with the teacher once, keep its labels on disk and unload the teacher for the "
+            "epochs. Otherwise the teacher stays loaded and runs in every step."
         },
     )
     soft_label_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Where the teacher's labels are kept; runs with the same teacher can share one. Default: "
+            "help": "Folder of the teacher's labels. Runs with the same teacher can share it. Default: "
             "`soft-labels` in the output directory."
         },
     )
     trainable_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of the modules to train, wildcards allowed; the others are frozen. The paper trains the last "
+            "help": "Names of the modules to train, with wildcards. The others are frozen. The paper trains the last "
             "block and the final norm. Default: all."
         },
     )

@@ -14,7 +14,7 @@ from ...run.preemption import Preemption
 from ...run.processes import Processes
 
 
-# Of a shard, which is held in memory until it is written: pieces, and positions (1 GiB of a 7B's states).
+# Limits of a shard, which is held in memory until it is written: pieces, and positions (1 GiB of a 7B's states).
 _SHARD_PIECES, _SHARD_POSITIONS = 2048, 65536
 
 

@@ -25,8 +25,8 @@ class Labelling:
     Args:
         teacher ([`Teacher`]): Loaded only while it reads.
         vocab_size (`int`): Tokens that student and teacher have in common.
-        top_k (`int`, *optional*): Keep so many probabilities instead of hidden states.
-        temperature (`float`): Of the probabilities that are kept.
+        top_k (`int`, *optional*): Keep this many probabilities instead of hidden states.
+        temperature (`float`): Temperature of the probabilities that are kept.
         batch_tokens (`int`): Tokens that it reads at once.
     """
 
@@ -38,7 +38,7 @@ class Labelling:
 
     @property
     def name(self) -> str:
-        """Of the folder: labels of other weights, or in another form, are others."""
+        """The folder's identity: labels of other weights, or in another form, are others."""
         form = "hidden" if self.top_k is None else f"top{self.top_k}-t{self.temperature:g}"
         assert self.teacher.fingerprint is not None, "known once it has been loaded"
         return f"{self.teacher.fingerprint[:16]}-{form}-v{self.vocab_size}"

@@ -104,7 +104,7 @@ class Teacher:
         """The tokenizer saved with the teacher; `None` where there is none."""
         name = self.source if isinstance(self.source, str) else self.source.config.name_or_path
         for candidate in dict.fromkeys((name, _base_model_name(name, self._hub_kwargs()))):
-            # Asked for first: of a folder without one, transformers makes an empty tokenizer.
+            # Asked for first: transformers makes an empty tokenizer for a folder without one.
             if candidate and _has_tokenizer(candidate, self._hub_kwargs()):
                 return AutoTokenizer.from_pretrained(candidate, **self._hub_kwargs())
         return None
@@ -145,7 +145,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 
 def shared_vocab_size(student_size: int, teacher_size: int, num_tokens: int) -> int:
     """
-    How many logits student and teacher share: embeddings may be padded by different amounts behind the same tokens.
+    How many logits student and teacher share: embeddings may be padded by different amounts after the same tokens.
 
     Raises:
         ValueError: if one of them has fewer rows than there are tokens.

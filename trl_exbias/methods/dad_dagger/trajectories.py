@@ -34,8 +34,8 @@ def tokenize_documents(
 def cut_documents(documents: Dataset, context_length: int, rollout_length: int, stride: int, of: str = "") -> Dataset:
     """
     Cuts tokenised documents into trajectories of `context_length + rollout_length` tokens, one every `stride` tokens and
-    never across documents. With `stride = rollout_length` every token behind the first `context_length` is a target
-    exactly once, but for a remainder shorter than a horizon.
+    never across documents. With `stride = rollout_length` every token after the first `context_length` is a target
+    exactly once, except for a remainder shorter than a horizon.
 
     Args:
         documents (`datasets.Dataset`): A column `input_ids`.
@@ -139,7 +139,7 @@ def report_uncut(num_rows: int, trajectories: Dataset, name: str, max_length: in
 def _prompt_at(own: dict[str, list[int] | None], left: int, horizon: int) -> dict[str, list[int] | None]:
     """
     A row's prompt and reference for a trajectory that begins where `left` of the response's tokens are to come: the prompt
-    goes on with what of the reference lies before.
+    continues with the part of the reference that lies before.
     """
     prompt, reference, labels = own.get(PROMPT), own.get(REFERENCE), own.get(REFERENCE_LABELS)
     if prompt is None or reference is None or labels is None:

@@ -35,7 +35,7 @@ class TrunkUse:
         positions (`int`): That it reads in all, each once.
         reads (`float`): How often it reads a row of the data.
         shared, packed (`bool`): Which layouts it may read them in, as of [`BranchCollator`].
-        in_the_way (`str`, *optional*): What of the run's settings needs every layer in every step.
+        in_the_way (`str`, *optional*): The setting of the run that needs every layer in every step.
     """
 
     positions: int

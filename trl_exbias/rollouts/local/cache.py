@@ -66,7 +66,7 @@ class _RaggedLayer(CacheLayerMixin):
 
 class RaggedCache(Cache):
     """
-    A cache of `capacity` slots a row, to be used with explicit positions and, behind the start, a 4-D mask.
+    A cache of `capacity` slots a row, to be used with explicit positions and, after the start, a 4-D mask.
 
     Args:
         num_layers (`int`): Layers of the model.

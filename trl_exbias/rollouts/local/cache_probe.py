@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class Rows(Enum):
     """How the rows of a batch can be continued."""
 
-    RAGGED = "each at its own position, behind a `RaggedCache`"
+    RAGGED = "each at its own position, with a `RaggedCache`"
     ALIKE = "all at the same position, with the model's own cache"
     REREAD = "each at its own position, read again from its start"
 
@@ -47,9 +47,8 @@ def rows_of(model: nn.Module, length: int) -> Rows:
     name = type(base_causal_lm(model)).__name__
     if is_new and own is not None:
         logger.warning(
-            f"{name} does not take a batch of rows at different positions ({ragged}), and its own cache is not to be relied "
-            f"on ({own}): every step of a rollout reads the sequences from their start. The tokens are the right ones; it "
-            "takes longer."
+            f"{name} does not take a batch of rows at different positions ({ragged}), and its own cache is not reliable "
+            f"({own}): every step of a rollout reads the sequences from their start. The tokens are right, but it takes longer."
         )
     elif is_new and fits:
         logger.warning(
@@ -90,7 +89,7 @@ def _own_cache_is_off(model: nn.Module) -> str | None:
     tokens, expected = _read_whole(model, 10)
     found, right = [], []
     # Prefixes shorter and longer than the kernel of a convolution (4 tokens, as a rule). The last one meets whatever a
-    # session of as many rows before it has left behind in the modules.
+    # session of as many rows before it has left in the modules.
     for length in (7, 2, 1):
         session = DenseSession(model)
         found.append(session.prefill(tokens[:, :length].tolist()))

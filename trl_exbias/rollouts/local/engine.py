@@ -4,7 +4,7 @@
 of every position fixed in advance, the sampled sequence is the fixed point of "replace each sampled token by the
 argmax of its noisy logits" (Wiggers & Hoogeboom, 2020): start from the gold response, which is a very good guess where
 the policy is a good model of the data, and run windows of it through the model. Everything before the first token that
-changes is settled, for good and in the KV cache; the row goes on from there with the changed guesses. The result is
+changes is settled, for good and in the KV cache; the row continues from there with the changed guesses. The result is
 the sequential sample, token for token.
 """
 
@@ -113,7 +113,7 @@ class TransformersEngine:
     ) -> list[list[int]]:
         ids, sampled = check_mix(prompts, references, masks, example_ids)
         out = [list(reference) for reference in references]
-        # A row without a sampled position is its reference, and nothing behind the last one needs a forward.
+        # A row without a sampled position is its reference, and nothing after the last one needs a forward.
         rows_to_run = [row for row, positions in enumerate(sampled) if positions]
 
         def run(batch: list[int]) -> None:
@@ -255,12 +255,12 @@ class TransformersEngine:
         frontier = {row: queries[row][0] + 1 for row in rows}  # positions that are read, with settled tokens
 
         def draw(hidden: torch.Tensor, asked: list[tuple[int, int]]) -> dict[int, int]:
-            """Draws the token behind each (row, query) into the guess; returns each row's first change."""
+            """Draws the token after each (row, query) into the guess; returns each row's first change."""
             keys = [ids[row] for row, _ in asked], [query + 1 - len(prompts[row]) for row, query in asked]
             first_change: dict[int, int] = {}
             for (row, query), token in zip(asked, choose_tokens(self.head, hidden, options, *keys), strict=True):
                 if guess[row][query + 1] != token:
-                    # Guesses behind the first change were drawn from a wrong prefix, but under the same noise: they
+                    # Guesses after the first change were drawn from a wrong prefix, but under the same noise: they
                     # are better guesses than gold, and are checked again.
                     guess[row][query + 1] = token
                     first_change.setdefault(row, query + 1)

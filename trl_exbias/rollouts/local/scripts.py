@@ -27,7 +27,7 @@ class FreeRunning:
 
 
 class Mixing:
-    """Gold where the mask is false; a row ends behind its last sampled position and is completed with gold."""
+    """Gold where the mask is false; a row ends after its last sampled position and is completed with gold."""
 
     def __init__(self, references: Sequence[TokenIds], sampled: list[list[int]]):
         self.references = references

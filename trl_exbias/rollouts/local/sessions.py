@@ -16,7 +16,7 @@ from .attention import attention_without_copies
 from .cache import RaggedCache
 
 
-# Prompts are read in groups of similar length, at least so many tokens at once: enough to keep the device busy.
+# Prompts are read in groups of similar length, at least this many tokens at once: enough to keep the device busy.
 _PREFILL_TOKENS = {"cpu": 1024}
 _PREFILL_TOKENS_ELSEWHERE = 16384
 # Dropping a row copies the cache of all others. Where a step costs nearly the same for a few rows more, this share of them may
@@ -30,7 +30,7 @@ def _idle_share(model: nn.Module) -> float:
 
 
 class RaggedSession:
-    """A batch behind one [`RaggedCache`]: every step runs a window of each row, wherever the row stands."""
+    """A batch with one [`RaggedCache`]: every step runs a window of each row, wherever the row stands."""
 
     def __init__(self, model: nn.Module, pad_token_id: int, rows: int, length: int):
         config = base_causal_lm(model).config

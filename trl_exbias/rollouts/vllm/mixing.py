@@ -50,7 +50,7 @@ class ForcedTokens(LogitsProcessorV1, LogitsProcessorV2):
     # V1
 
     def is_argmax_invariant(self) -> bool:
-        # Otherwise it would be skipped under greedy sampling, and run behind the temperature elsewhere.
+        # Otherwise it would be skipped under greedy sampling, and run after the temperature elsewhere.
         return False
 
     def update_state(self, batch_update: Any) -> None:
@@ -87,7 +87,7 @@ class ForcedTokens(LogitsProcessorV1, LogitsProcessorV2):
         self._staged.clear()
 
     def _apply_v2(self, logits: torch.Tensor, context: Any) -> torch.Tensor:
-        # `pos` is where the row's input token stands; what is drawn stands behind it.
+        # `pos` is where the row's input token stands; what is drawn comes after it.
         tokens = self._schedule[context.expanded_idx_mapping.long(), context.pos.long() + 1].long().unsqueeze(1)
         forced = tokens != FREE
         logits.masked_fill_(forced, float("-inf"))
@@ -100,7 +100,7 @@ class ForcedTokens(LogitsProcessorV1, LogitsProcessorV2):
 
 class MixScheduler(Scheduler):
     """
-    Continues a request inside the engine: behind each drawn token stands the gold run up to the next drawn position, and
+    Continues a request inside the engine: each drawn token is followed by the gold run up to the next drawn position, and
     one more token is drawn. As many steps as drawn tokens, over the tokens of one prefill.
 
     A request brings `max_tokens=1` and `extra_args={"gold_runs": [...], "seeds": [...]}`: for each further draw, the gold
@@ -124,7 +124,7 @@ class MixScheduler(Scheduler):
             return True
         gold, seed = runs.popleft()
         params = request.sampling_params.clone()
-        # A draw of its own: a runner that makes the request's generator anew would repeat the last draw's noise.
+        # A draw of its own: a runner that makes the request's generator again would repeat the last draw's noise.
         params.seed = seed
         request.streaming_queue.append(
             StreamingUpdate(
@@ -142,7 +142,7 @@ class MixScheduler(Scheduler):
         outputs = super().update_from_output(*args, **kwargs)
         for engine_outputs in outputs.values():
             for output in engine_outputs.outputs:
-                # The end of a turn is not the end of its request: the front end goes on collecting.
+                # The end of a turn is not the end of its request: the front end continues to collect.
                 if output.request_id in self.requests:
                     output.finish_reason = output.stop_reason = None
         return outputs

@@ -1,4 +1,4 @@
-"""A rollout phase with vLLM: the weights on disk, the process, the proof that it serves them, and nothing left behind."""
+"""A rollout phase with vLLM: the weights on disk, the process, the proof that it serves them, and nothing that stays."""
 
 import contextlib
 import gc
@@ -31,7 +31,7 @@ _PROBE_TOKENS = 64
 # Nats, mean over the probe. SmolLM2 in float32: 1e-5; half precision keeps 8 bits of every logit.
 _TOLERANCE = {torch.float32: 2e-3}
 _HALF_TOLERANCE = 0.1
-# Of the memory that is free when the phase begins; the rest is for the training model's own labels.
+# A share of the memory that is free when the phase begins; the rest is for the training model's own labels.
 _SHARE_OF_FREE_MEMORY = 0.85
 
 
@@ -42,7 +42,7 @@ class PolicyToServe:
 
     Args:
         model (`torch.nn.Module`), wrapped (`torch.nn.Module`): The training model, and as DeepSpeed or FSDP have wrapped it.
-        accelerator ([`~accelerate.Accelerator`]): Of the run.
+        accelerator ([`~accelerate.Accelerator`]): The run's.
         dtype (`torch.dtype`): What it computes in.
         probe ([`WeightProbe`]): Its log-probabilities along a row, for the engine to prove that it serves these weights.
         max_model_len (`int`): Tokens of the longest sequence that is asked for.

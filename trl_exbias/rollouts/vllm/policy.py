@@ -1,4 +1,4 @@
-"""Hands a policy in training over to a server: a folder of weights, or a LoRA adapter beside the weights it came from."""
+"""Hands a policy in training over to a server: a folder of weights, or a LoRA adapter with the weights that it came from."""
 
 import dataclasses
 import logging
@@ -47,7 +47,7 @@ class ServedPolicy:
     Args:
         model (`str`): Folder or hub id.
         adapter (`Path`, *optional*): Folder of a LoRA adapter over them.
-        options (`dict`): What the server has to be told besides: revision, LoRA rank, quantization.
+        options (`dict`): What else the server has to be told: revision, LoRA rank, quantization.
     """
 
     model: str
@@ -60,12 +60,12 @@ def check_servable(model: nn.Module) -> None:
     Refuses a policy that vLLM cannot be given as it is, ahead of training.
 
     Raises:
-        ValueError: for a multimodal model, for a quantized base without an adapter that can be served beside it, and for an
+        ValueError: for a multimodal model, for a quantized base without an adapter that can be served with it, and for an
             adapter that can neither be served nor merged exactly.
     """
     if is_multimodal(base_causal_lm(model).config):
         raise UsageError(
-            f"vLLM would serve {type(base_causal_lm(model)).__name__} with what reads its pictures or sounds, which is not "
+            f"vLLM would serve {type(base_causal_lm(model)).__name__} with the parts that read pictures or sound, which is not "
             "supported. Set `rollout_engine='transformers'`, or pass its language model alone, loaded with its own class."
         )
     has_adapter = hasattr(model, "peft_config")
@@ -88,7 +88,7 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
     and the others return before it is done.
 
     A LoRA adapter goes alone, to be served unmerged over the weights it was made for: exact over a quantized base, and the
-    training model is not touched. What vLLM cannot serve beside a base (fully trained modules, DoRA, …) is merged, in a
+    training model is not touched. What vLLM cannot serve with a base (fully trained modules, DoRA, …) is merged, in a
     copy, with one line in the log.
 
     Args:
@@ -124,12 +124,12 @@ def write_policy(model: nn.Module, wrapped: nn.Module, folder: Path, accelerator
 
 
 def why_merge(model: nn.Module) -> str | None:
-    """Why vLLM cannot serve a PEFT model's adapter beside its base, `None` where it can."""
+    """Why vLLM cannot serve a PEFT model's adapter with its base, `None` where it can."""
     config, base = model.active_peft_config, base_causal_lm(model)
     if len(model.active_adapters) != 1:
         return "several adapters are active"
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-        return f"it is no LoRA adapter but {getattr(config.peft_type, 'value', config.peft_type)}"
+        return f"it is not a LoRA adapter but {getattr(config.peft_type, 'value', config.peft_type)}"
     for field in dataclasses.fields(config):
         value, default = getattr(config, field.name), getattr(type(config)(), field.name)
         if value and value != default and field.name not in _UNDERSTOOD:

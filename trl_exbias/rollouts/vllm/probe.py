@@ -9,7 +9,7 @@ from .process import RolloutEngineError
 @dataclass(frozen=True)
 class WeightProbe:
     """
-    What the policy says of a few tokens: held against the served weights before anything they say is used.
+    What the policy says of a few tokens. The served weights must say the same before anything of theirs is used.
 
     Catches what a checksum of files cannot: weights that were loaded and are not used (an LM head packed before the tied
     embedding changed, an adapter that was ignored).

@@ -30,7 +30,7 @@ class EngineProcess:
     Runs `python -m module READ_FD WRITE_FD` and calls it: a JSON line down, JSON lines up until a result or an error.
 
     The child leads a process group of its own, which ends when the pipe to it closes (the child's part) or with
-    [`~EngineProcess.close`] (ours): no orphan stays behind, on Ctrl-C or `kill -9` of the parent either.
+    [`~EngineProcess.close`] (ours): no orphan is left, on Ctrl-C or `kill -9` of the parent either.
 
     Args:
         module (`str`): Module to run.

@@ -39,7 +39,7 @@ class VLLMServerEngine(VLLMVerbs):
 
     Args:
         base_url (`str`, *optional*, defaults to `"http://127.0.0.1:8000"`):
-            Of the server.
+            The address of the server.
         weights (`str` or `Path`, *optional*):
             Folder of weights for the server to load. Default: it keeps those it has.
         adapter (`str` or `Path`, *optional*):

@@ -1,7 +1,7 @@
 """The list of what we use of vLLM besides its public interface, and the constants that we have a copy of.
 
-`mixing.py` and `worker.py` import it, in vLLM's own processes; nothing here does. `tests/rollouts/vllm/test_upstream.py` holds
-the list against what is installed.
+`mixing.py` and `worker.py` import it, in vLLM's own processes; nothing here does. `tests/rollouts/vllm/test_upstream.py` compares
+the list with what is installed.
 """
 
 from typing import Literal
@@ -22,7 +22,7 @@ _V2 = "vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor"
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 
 SURFACES: tuple[Surface, ...] = (
-    # The logits processor: of the model runner V1, and of V2, which old releases do not have one of
+    # The logits processor, for the model runner V1 and for V2, which old releases do not have one of
     Overridden(f"{_V1}.__init__", _MIXING, "vllm_config device is_pin_memory"),
     Overridden(f"{_V1}.is_argmax_invariant", _MIXING),
     Overridden(f"{_V1}.update_state", _MIXING, "batch_update"),

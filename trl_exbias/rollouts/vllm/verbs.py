@@ -51,7 +51,7 @@ class VLLMVerbs(ABC):
         out = _lists(references)
         rows = [row for row, positions in enumerate(drawn) if positions]
         self.on_progress(len(out) - len(rows), 0)
-        # Gold before the first drawn position is prompt; gold behind the last one is never read.
+        # Gold before the first drawn position is prompt; gold after the last one is never read.
         heads = [_list(prompts[row]) + out[row][: drawn[row][0]] for row in rows]
         make = _continuing if self.mix_strategy == "continue" else _forcing
         params = [
@@ -111,7 +111,7 @@ def _continuing(
 
 
 def scoring_params() -> dict[str, Any]:
-    """Of a request that is there for its prompt's log-probabilities."""
+    """The parameters of a request that is there for its prompt's log-probabilities."""
     return {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False}
 
 
