@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("transformers", "vllm")
 TURNS = ("last", "all")
-#: Of `report_to`, who shows a table of rollouts; TensorBoard shows it as text.
+#: Trackers that show a table of rollouts; TensorBoard shows it as text.
 TRACKERS = ("trackio", "wandb", "tensorboard")
 
 
