@@ -134,7 +134,6 @@ class IterativeSFTConfig(SFTConfig):
     top_k: int = field(
         default=0, metadata={"help": "Rollouts are drawn from this many most probable tokens. 0 is all."}
     )
-    top_k: int = field(default=0, metadata={"help": "Most probable tokens that rollouts are drawn from; 0 is all."})
     min_p: float = field(
         default=0.0,
         metadata={
