@@ -54,7 +54,9 @@ def test_a_teacher_is_asked_about_the_models_own_prefixes(folder, capsys):
     assert run("--teacher", "teacher", "--share", "1", "--seed", "3", "--output", "found.json") == 0
     printed = capsys.readouterr().out
     found = json.loads((folder / "found.json").read_text())
-    assert f"Gold after a token that differs: {found['verdict']}" in printed and "the teacher (teacher)" in printed
+    assert f"Gold after a token that differs: {found['verdict']}" in printed and "the teacher (teacher)" in " ".join(
+        printed.split()
+    )
     task = TASKS["walk"]
     rows, eos = task.make(12, seed=3), len(task.words)
     prompts, responses = rows.prompts.tolist(), [[*row, eos] for row in rows.responses.tolist()]
