@@ -139,6 +139,17 @@ def test_the_pictures_are_those_that_the_script_draws(draw):
     assert (pictures.FOLDER / f"{draw.__name__}.svg").read_text(encoding="utf-8") == draw()
 
 
+def test_every_metric_that_the_sources_name_is_on_its_page():
+    page = (DOCS / "reference" / "logged_metrics.md").read_text(encoding="utf-8")
+    prefixes = "loss|rollout|bash|rac|dad|spin|gate|verified|teacher|trunk|mixing|seconds|memory"
+    sources = [path for part in ("loop", "methods", "rollouts") for path in (ROOT / "trl_exbias" / part).rglob("*.py")]
+    named = {
+        name for path in sources for name in re.findall(rf'"((?:{prefixes})/\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 30
+    assert {name for name in named if f"`{name}`" not in page} == set()
+
+
 def test_the_nav_names_every_page_once():
     """`make docs` also finds pages that are not in it; here without mkdocs."""
 
