@@ -103,7 +103,7 @@ def test_a_model_that_measures_and_too_few_prompts_are_looked_for_before_trainin
     rows = [{"prompt": f"{i}?", "completion": f"{i}."} for i in range(19)]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"suites": ["generative_perplexity"], "data": [str(tmp_path / "few.jsonl")]}
-    with pytest.raises(ValueError, match="--perplexity_model: `nowhere` is no folder here"):
+    with pytest.raises(ValueError, match="--perplexity_model: `nowhere` is not a folder here"):
         check_evaluation({**options, "perplexity_model": "nowhere"})
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="--perplexity_model: .* holds no tokenizer"):

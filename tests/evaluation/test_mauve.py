@@ -96,7 +96,7 @@ def test_the_suite_compares_responses_with_references(folder):
 def test_what_cannot_be_measured_is_said_before_anything_is_generated(folder):
     pytest.importorskip("mauve")
     for suite, option in (("mauve", "mauve_model"), ("generative_perplexity", "perplexity_model")):
-        with pytest.raises(ValueError, match=f"--{option}: `nowhere` is no folder here"):
+        with pytest.raises(ValueError, match=f"--{option}: `nowhere` is not a folder here"):
             evaluate({"model": str(folder / "model")}, options(folder, suite, **{option: "nowhere"}))
     with pytest.raises(ValueError, match="`mauve` needs at least 20 prompts, .* there are 19"):
         (folder / "few.jsonl").write_text("".join((folder / "pairs.jsonl").read_text().splitlines(True)[:19]))

@@ -3,8 +3,7 @@
 from typing import Any
 
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 
 _WIDTH = 56
