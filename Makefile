@@ -56,7 +56,7 @@ $(VENV)-newest/.installed: pyproject.toml
 	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager torch --editable ".[dev]"
 	touch $@
 
-# Runs that are killed, starved of disk or tampered with, three times each, and must go on bit-equal or say why not.
+# Runs that are killed, starved of disk or tampered with, three times each, and must continue bit-equal or say why not.
 test-faults: setup
 	FAULT_TIMES=3 OMP_NUM_THREADS=1 $(RUN) -m pytest -m faults tests/faults --numprocesses $(WORKERS)
 
