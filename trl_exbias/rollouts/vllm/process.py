@@ -1,6 +1,7 @@
 """A child process that serves calls: started, watched and ended by its parent, whatever either of them runs into."""
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -23,6 +24,21 @@ class RolloutEngineError(ExbiasError, RuntimeError):
 
 class EngineLost(RolloutEngineError):
     """The engine's process died or hangs: another one may do better."""
+
+
+def _pipe() -> list[int]:
+    """
+    A pipe whose ends are no standard streams.
+
+    Where the parent has closed its own, as a daemon does, a plain pipe would take their numbers, and the child, which is given
+    other standard streams, would read `/dev/null`.
+    """
+    ends = list(os.pipe())
+    for place, end in enumerate(ends):
+        if end <= 2:
+            ends[place] = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(end)
+    return ends
 
 
 class EngineProcess:
@@ -49,8 +65,8 @@ class EngineProcess:
         on_progress: Callable[[int, int], None],
     ):
         self.log, self.timeout, self.on_progress = log, timeout, on_progress
-        requests_read, requests_write = os.pipe()
-        answers_read, answers_write = os.pipe()
+        requests_read, requests_write = _pipe()
+        answers_read, answers_write = _pipe()
         # A child that hangs does not read: a write that blocked would wait for it past any timeout.
         os.set_blocking(requests_write, False)
         self._requests, self._answers = requests_write, answers_read
