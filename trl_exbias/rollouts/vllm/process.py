@@ -28,7 +28,7 @@ class EngineLost(RolloutEngineError):
 
 def _pipe() -> list[int]:
     """
-    A pipe whose ends are no standard streams.
+    A pipe whose ends are not standard streams.
 
     Where the parent has closed its own, as a daemon does, a plain pipe would take their numbers, and the child, which is given
     other standard streams, would read `/dev/null`.
