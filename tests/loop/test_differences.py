@@ -144,6 +144,17 @@ def takes(config_class, folder, **settings) -> bool:
     return True
 
 
+@pytest.fixture
+def standard_streams():
+    """Puts them back: transformers opens, and closes, a file setting of 0 or 1, which is a standard stream."""
+    kept = [os.dup(descriptor) for descriptor in range(3)]
+    yield
+    for descriptor, copy in enumerate(kept):
+        os.dup2(copy, descriptor)
+        os.close(copy)
+
+
+@pytest.mark.usefixtures("standard_streams")
 def test_no_setting_of_trls_is_refused_that_is_not_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     names = [field.name for field in fields(SFTConfig) if field.init and not field.name.startswith(NOT_TRIED)]
