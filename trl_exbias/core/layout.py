@@ -18,6 +18,7 @@ from .modeling import (
     inference,
     model_device,
     read_backbone,
+    relative_distance,
 )
 from .spans import Span, attention_spans, has_own_windows, spans_of
 from .upstream import attention_implementation
@@ -124,7 +125,7 @@ def check_shared_context(model: torch.nn.Module, packed: bool = False, windowed:
             return f"{type(base).__name__} does not take the mask of {what} ({type(error).__name__}: {error})"
     # For each example: context x_1..x_3, then x_4 with all of a branch but its last token.
     expected = torch.cat([part for i in range(0, len(expected), 2) for part in (expected[i, :5], expected[i + 1, 3:6])])
-    distance = ((found - expected).float().norm() / expected.float().norm()).item()
+    distance = relative_distance(found, expected)
     if distance < agreement_tolerance(model, expected.dtype):
         return None
     return f"{type(base).__name__} reads {what} differently (hidden states {distance:.1e} off)"

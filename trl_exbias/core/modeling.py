@@ -205,6 +205,11 @@ def inference(model: nn.Module, own_attention: bool = False) -> Iterator[None]:
             put_back_rescaled_weights(module)
 
 
+def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far two ways of computing the same hidden states are apart: to be below [`agreement_tolerance`]."""
+    return ((found - expected).float().norm() / expected.float().norm()).item()
+
+
 def agreement_tolerance(model: nn.Module, dtype: torch.dtype) -> float:
     """Relative distance of hidden states of this type below which two ways of computing them agree except for rounding."""
     exact = (torch.float32, torch.float64)

@@ -15,6 +15,7 @@ from .modeling import (
     inference,
     model_device,
     read_backbone,
+    relative_distance,
     uses_flash_attention,
 )
 from .packing import pack
@@ -135,7 +136,7 @@ def check_packed_rows(model: nn.Module) -> str | None:
         except Exception as error:
             # Whatever a foreign architecture raises at positions that start again means the same: it cannot take them.
             return f"{name} does not take positions that start again ({type(error).__name__}: {error})"
-    distance = ((found.view_as(expected) - expected).float().norm() / expected.float().norm()).item()
+    distance = relative_distance(found.view_as(expected), expected)
     if distance < agreement_tolerance(model, expected.dtype):
         return None
     return f"{name} reads several examples in a row differently (hidden states {distance:.1e} off)"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .modeling import relative_distance
+
 
 class StandIn(nn.Module):
     """What a model calls in place of a module; whatever else it asks of one (`attention_type`) the module answers."""
@@ -69,8 +71,7 @@ def _is_position_wise(part: nn.Module, args: tuple, kwargs: dict, output: Any, t
         raise
     except Exception:
         return False  # of a foreign architecture: whatever it raises at fewer positions means the same
-    distance = (found - output)[some].float().norm() / output[some].float().norm()
-    return distance.item() < tolerance
+    return relative_distance(found[some], output[some]) < tolerance
 
 
 @contextlib.contextmanager

@@ -11,7 +11,15 @@ from .branches import GOLD
 from .collating import BranchCollator
 from .frozen_trunk import FrozenTrunk
 from .layout import lay_out, trial_examples
-from .modeling import LMHead, agreement_tolerance, base_causal_lm, inference, model_device, read_backbone
+from .modeling import (
+    LMHead,
+    agreement_tolerance,
+    base_causal_lm,
+    inference,
+    model_device,
+    read_backbone,
+    relative_distance,
+)
 from .sharding import is_sharded
 from .stand_ins import position_wise_parts
 
@@ -72,7 +80,7 @@ def _differs_in_training(trunk: FrozenTrunk) -> str | None:
         expected = _output(trunk, tokens)
     with torch.no_grad(), _training(trunk.model):
         found = _output(trunk, tokens)
-    if _distance(found, expected) <= _SAME:
+    if relative_distance(found, expected) <= _SAME:
         return None
     return "in training, the frozen layers or the embeddings compute something else than in evaluation (dropout, noise)"
 
@@ -96,7 +104,7 @@ def _reads_differently(trunk: FrozenTrunk, shared: bool, packed: bool) -> str | 
             scored = (batch["shift_labels"] != -100).to(device)
             with trunk.known(states[batch["state_ids"].to(states.device)], scored):
                 found = read_backbone(model, **inputs, use_cache=False).last_hidden_state
-            distance = _distance(found[scored], expected[scored])
+            distance = relative_distance(found[scored], expected[scored])
             if distance > agreement_tolerance(model, expected.dtype):
                 name = type(base_causal_lm(model)).__name__
                 return f"{name} computes something else without its frozen layers (hidden states {distance:.1e} off)"
@@ -134,7 +142,3 @@ def _training(model: nn.Module) -> Iterator[None]:
     finally:
         for module in evaluating:
             module.training = False
-
-
-def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).float().norm() / expected.float().norm()).item()

@@ -91,13 +91,7 @@ class JointSFTTrainer(SFTTrainer):
     def _decide_layout(self) -> None:
         """Branches share the encoding of their context unless something in the way is named here."""
         self._layout_decided = True
-        reason = None
-        if self.aux_loss_enabled:
-            reason = "the load-balancing loss of a mixture of experts reads a 2-D mask"
-        elif self.args.neftune_noise_alpha:
-            reason = "NEFTune scales its noise by the length of the row"
-        else:
-            reason = self._in_the_way(check_shared_context)
+        reason = self._wants_own_rows() or self._in_the_way(check_shared_context)
         if reason is not None:
             self.data_collator.shared = False
             # FlashAttention takes rows of any length in one, without a mask.
@@ -114,25 +108,31 @@ class JointSFTTrainer(SFTTrainer):
         if reason is not None:
             self.data_collator.packed = False
             logger.warning(f"Every context is trained in a row of its own: {reason}. The loss is the same.")
-        if self._in_the_way(partial(check_shared_context, windowed=True)) is None:
+        windowed = partial(check_shared_context, windowed=True)
+        if self.data_collator.window is not None and self._in_the_way(windowed) is None:
             self.data_collator.window = None  # our mask has the windows itself
 
     def _decide_rows(self) -> None:
         """Rows without branches are packed unless something in the way is named here."""
         self._rows_decided = True
-        if self.aux_loss_enabled:
-            reason: str | None = "the load-balancing loss of a mixture of experts reads a 2-D mask"
-        elif self.args.neftune_noise_alpha:
-            reason = "NEFTune scales its noise by the length of the row"
-        elif self.args.use_liger_kernel:
+        reason = self._wants_own_rows()
+        if reason is None and self.args.use_liger_kernel:
             reason = "Liger's loss has not been tried with several examples in a row"
-        elif self.accelerator.dispatch_batches:
+        if reason is None and self.accelerator.dispatch_batches:
             reason = "`dispatch_batches` cuts a batch up by its rows"
-        else:
+        if reason is None:
             with self.accelerator.autocast():
                 reason = self.data_collator.base.allow(self.model)
         if reason is not None:
             logger.warning(f"Every example of SFT is trained in a row of its own: {reason}. The loss is the same.")
+
+    def _wants_own_rows(self) -> str | None:
+        """The setting that goes by the rows of a batch, if there is one."""
+        if self.aux_loss_enabled:
+            return "the load-balancing loss of a mixture of experts reads a 2-D mask"
+        if self.args.neftune_noise_alpha:
+            return "NEFTune scales its noise by the length of the row"
+        return None
 
     def _in_the_way(self, check: Callable[[torch.nn.Module], str | None]) -> str | None:
         """What `check` says of the first model of a step that cannot take a layout; `None` if all can."""

@@ -5,19 +5,16 @@ from typing import Any
 import torch
 
 from ..core.branches import GOLD
-from ..core.distillation import DenseTarget, DistillationScores, SoftTarget, TopKTarget, distillation_scores
-from ..core.layout import lay_out
+from ..core.distillation import DenseTarget, SoftTarget, TopKTarget
 from ..core.losses import kind_factors, sum_by_kind
-from ..core.modeling import LMHead, backbone
+from ..core.modeling import LMHead
 from ..core.partial_target import PartialTarget
-from ..core.sharding import gathered
-from ..core.upstream import forward_redirection
-from ..loop.iterative import IterativeSFTTrainer
+from .distilling import DistillingTrainer
 
 
-class SoftlyScoringTrainer(IterativeSFTTrainer):
+class SoftlyScoringTrainer(DistillingTrainer):
     """
-    An [`IterativeSFTTrainer`] that, with `soft_labels`, minimises `mean over all positions j of D(q_j, p_θ(· | x, z_<j))` on its
+    A [`DistillingTrainer`] that, with `soft_labels`, minimises `mean over all positions j of D(q_j, p_θ(· | x, z_<j))` on its
     rollouts, next to the gold term. The distributions q come with the batch, under `soft_labels`.
     """
 
@@ -27,7 +24,6 @@ class SoftlyScoringTrainer(IterativeSFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._labels_softly = self.args.soft_labels and not self.args.is_plain_sft
-        self._forward_redirection = forward_redirection()
 
     def score_branches(
         self,
@@ -44,18 +40,8 @@ class SoftlyScoringTrainer(IterativeSFTTrainer):
         scored = labels != -100
         own = kinds[scored] != self.kinds.index(GOLD)
         factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
-        fields = self._forward_redirection(
-            model,
-            self.accelerator.unwrap_model(model),
-            self._score,
-            lay_out(inputs, self.model),
-            scored,
-            labels[scored],
-            PartialTarget(self.args.soft_divergence.between(self._soft_target(stored)), own),
-            factors * ~own,
-            factors * own,
-        )
-        scores = DistillationScores(*fields)
+        target = PartialTarget(self.args.soft_divergence.between(self._soft_target(stored)), own)
+        scores = self.distil(model, inputs, labels, target, (factors * ~own, factors * own))
         losses = torch.zeros(labels.shape, device=scores.nll.device)
         losses[scored] = torch.where(own, scores.soft, scores.nll).float()
         number = own.sum()
@@ -65,25 +51,6 @@ class SoftlyScoringTrainer(IterativeSFTTrainer):
             "kl": torch.stack([scores.kl.sum(), number]),
         }
         return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums
-
-    def _score(
-        self,
-        inputs: dict[str, Any],
-        scored: torch.Tensor,
-        labels: torch.Tensor,
-        target: SoftTarget,
-        hard_weights: torch.Tensor,
-        soft_weights: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """Runs inside the wrapped model's forward; returns [`DistillationScores`]' fields."""
-        head = LMHead(self.model)
-        # The redirection steps around the forward that accelerate wrapped for mixed precision.
-        with self.accelerator.autocast():
-            hidden = backbone(self.model)(**inputs, use_cache=False).last_hidden_state
-            with gathered(head.projection):
-                scores = distillation_scores(hidden[scored], head, labels, target, hard_weights, soft_weights)
-        # A tuple: DeepSpeed finds the tensors of nothing else, and would not gather weights for their backward.
-        return tuple(vars(scores).values())
 
     def _soft_target(self, stored: dict[str, torch.Tensor]) -> SoftTarget:
         vocab_size = LMHead(self.model).vocab_size

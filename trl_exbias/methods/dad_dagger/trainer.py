@@ -18,21 +18,18 @@ from transformers import (
 
 from ...core.branches import GOLD, Branch
 from ...core.data import Example
-from ...core.distillation import DistillationScores, SoftTarget, distillation_scores
 from ...core.gates import teacher_trust
 from ...core.joint_dataset import JointDataset
-from ...core.layout import lay_out
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
-from ...core.modeling import LMHead, backbone
-from ...core.sharding import gathered, loaded_whole, shard_for_inference
+from ...core.modeling import LMHead
+from ...core.sharding import loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
-from ...core.upstream import forward_redirection
-from ...loop.iterative import IterativeSFTTrainer
 from ...loop.multimodal import load_processing_class, text_tokenizer
 from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
 from ...run.run_directory import SOFT_LABELS, TRUNK_STATES
+from ..distilling import DistillingTrainer
 from ..plans import DaDDaggerPlan
 from .checks import check_head, check_positions, check_router, check_trainable, config_of, find_teacher
 from .config import DaDDaggerConfig
@@ -46,7 +43,7 @@ from .trunk_phase import TrunkPhase, TrunkUse
 logger = logging.getLogger(__name__)
 
 
-class DaDDaggerTrainer(IterativeSFTTrainer):
+class DaDDaggerTrainer(DistillingTrainer):
     """
     Distils a student from a teacher on the data's contexts *and on the student's own*, with the data's tokens as hard
     labels on both.
@@ -157,7 +154,6 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         self._trunk = self._trunk_phase()
         self._soft_labels = None if self.teacher is None else self._soft_label_phase(self.teacher)
         self._resident_teacher: torch.nn.Module | None = None
-        self._forward_redirection = forward_redirection()
 
     # The method
 
@@ -303,18 +299,15 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
         trust, told = teacher_trust(self.args.label_gate, target, labels[scored], kinds[scored] > 0)  # gold is kind 0
         factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
         alpha = self.args.alpha
-        fields = self._forward_redirection(
+        scores = self.distil(
             model,
-            self.accelerator.unwrap_model(model),
-            self._distil,
-            lay_out(inputs, self.model),
-            scored,
-            labels[scored],
+            inputs,
+            labels,
             self.args.soft_divergence.between(target),
-            alpha * factors * trust,
-            (1 - alpha) * factors,
+            (alpha * factors * trust, (1 - alpha) * factors),
+            self.args.kd_temperature,
+            self.teacher.head,
         )
-        scores = DistillationScores(*fields)
         losses = torch.zeros(labels.shape, device=scores.nll.device)
         # FSDP2 casts what leaves the forward to the mixed precision's type.
         losses[scored] = (alpha * trust * scores.nll + (1 - alpha) * scores.soft).float()
@@ -326,25 +319,3 @@ class DaDDaggerTrainer(IterativeSFTTrainer):
             "kl": scores.kl.sum(),
         }
         return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums | told
-
-    def _distil(
-        self,
-        inputs: dict[str, Any],
-        scored: torch.Tensor,
-        labels: torch.Tensor,
-        target: SoftTarget,
-        hard_weights: torch.Tensor,
-        soft_weights: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """Runs inside the wrapped model's forward; returns [`DistillationScores`]' fields."""
-        assert self.teacher is not None
-        head = LMHead(self.model)
-        # The redirection steps around the forward that accelerate wrapped for mixed precision.
-        with self.accelerator.autocast():
-            hidden = backbone(self.model)(**inputs, use_cache=False).last_hidden_state
-            with gathered(head.projection, self.teacher.head.projection):
-                scores = distillation_scores(
-                    hidden[scored], head, labels, target, hard_weights, soft_weights, self.args.kd_temperature
-                )
-        # A tuple: DeepSpeed finds the tensors of nothing else, and would not gather weights for their backward.
-        return tuple(vars(scores).values())

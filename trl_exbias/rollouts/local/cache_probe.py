@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ...core.modeling import agreement_tolerance, base_causal_lm
+from ...core.modeling import agreement_tolerance, base_causal_lm, relative_distance
 from ...core.reading import read
 from ...core.spans import attention_window
 from .sessions import DenseSession, RaggedSession
@@ -112,7 +112,7 @@ def _read_whole(model: nn.Module, length: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def _difference(model: nn.Module, found: torch.Tensor, expected: torch.Tensor) -> str | None:
-    distance = ((found - expected).float().norm() / expected.float().norm()).item()
+    distance = relative_distance(found, expected)
     if distance < agreement_tolerance(model, expected.dtype):
         return None
     return f"its hidden states came out {distance:.1e} off"
