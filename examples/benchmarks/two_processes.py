@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trl_exbias.core.leaving import leave
+
 from .common import report
 
 
@@ -103,5 +105,6 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         train(sys.argv[1], int(sys.argv[2]))
+        leave(0)
     else:
         main()

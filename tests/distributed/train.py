@@ -32,6 +32,7 @@ from trl_exbias import (
     VerifiedAnswersTrainer,
 )
 from trl_exbias.core.fingerprint import weights_fingerprint
+from trl_exbias.core.leaving import leave
 from trl_exbias.core.modeling import backbone
 from trl_exbias.core.sharding import in_forward
 
@@ -235,3 +236,4 @@ def main(method: str, output_dir: str, batch_size: int, engine: str, options: di
 if __name__ == "__main__":
     torch.manual_seed(0)
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5]))
+    leave(0)

@@ -1,13 +1,11 @@
 """`exbias`: one command a file; a command's module is imported when it is called."""
 
-import atexit
 import importlib
-import os
 import sys
-from typing import NoReturn
 
 from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
+from ..core.leaving import leave
 from ..settings.methods import methods
 from ..settings.recipe import exit_with
 from .screen import calm_imports
@@ -38,19 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     except ExbiasError as error:
         status = exit_with(error)
     if argv is None and arguments[:1] == ["check"]:
-        _leave(status)
+        leave(status)
     return status
-
-
-def _leave(status: int) -> NoReturn:
-    """
-    Ends the process as Python does, but without taking every module apart, which takes a second after torch is imported. For a
-    command that holds nothing: no process, no device, no open file.
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _run(argv: list[str]) -> int:

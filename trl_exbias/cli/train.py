@@ -22,13 +22,13 @@ def run(argv: list[str]) -> int:
         print(_HELP.format(methods=", ".join(methods())))
         return 0
     try:
-        method, rest = take_method(argv)
+        method, rest = _take_method(argv)
     except ExbiasError as error:
         return exit_with(error)
     return launch(method, rest)
 
 
-def take_method(argv: list[str]) -> tuple[str, list[str]]:
+def _take_method(argv: list[str]) -> tuple[str, list[str]]:
     """
     What `--method` names, and the other arguments.
 
@@ -46,4 +46,8 @@ def take_method(argv: list[str]) -> tuple[str, list[str]]:
 
 
 if __name__ == "__main__":
-    main(*take_method(sys.argv[1:]))
+    try:
+        arguments = _take_method(sys.argv[1:])
+    except ExbiasError as error:
+        sys.exit(exit_with(error))
+    main(*arguments)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
+from ..core.leaving import leave
 from ..core.local_names import check_local
 from ..settings.methods import Method, method_named
 from ..settings.recipe import RecipeError, check_keys, exit_with, parse
@@ -176,6 +177,7 @@ def _split_flag(argument: str, flag: str) -> list[str]:
 def main(method: str, argv: list[str] | None = None) -> None:
     """Entry of `python -m trl_exbias.cli.<method>`."""
     calm_imports()
+    status = 130
     with contextlib.suppress(KeyboardInterrupt), closed_pipe_is_no_error():
-        sys.exit(script(method, sys.argv[1:] if argv is None else argv))
-    sys.exit(130)
+        status = script(method, sys.argv[1:] if argv is None else argv)
+    leave(status)
