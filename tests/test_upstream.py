@@ -92,7 +92,7 @@ def test_nothing_private_is_imported_elsewhere():
 
 
 #: Of the standard library.
-PYTHONS = ("_exit", "_getframe", "_run_exitfuncs")
+PYTHONS = ("_exit", "_getframe", "_run_exitfuncs", "_shutdown")
 
 
 def test_every_private_attribute_that_is_not_ours_is_listed():

@@ -9,7 +9,8 @@ import pytest
 CODE = """
 import logging, sys, warnings
 from pathlib import Path
-from trl_exbias.cli.screen import RunLog, calm_imports
+from trl_exbias.core.calm import calm_imports
+from trl_exbias.cli.screen import RunLog
 calm_imports()
 log = RunLog()
 log.start()
@@ -54,3 +55,10 @@ def test_a_crash_before_there_is_a_file_shows_what_was_held(run, tmp_path):
     done = run()
     assert not [said for said in HIDDEN[:3] if done.stderr.count(said) != 1]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_benchs_workers_say_nothing():
+    pytest.importorskip("deepspeed")
+    code = "from trl_exbias.bench.run import _quiet; _quiet(); import deepspeed"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "accelerator" not in done.stderr

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.calm import calm_imports
 from .plan import START_TOKENS, Bench, Cell
 
 
@@ -150,6 +151,7 @@ def _write(path: Path, record: dict) -> None:
 
 
 def _quiet() -> None:
+    calm_imports()
     import datasets
     import torch
     import transformers

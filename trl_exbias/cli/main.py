@@ -3,12 +3,12 @@
 import importlib
 import sys
 
+from ..core.calm import calm_imports
 from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
 from ..core.leaving import leave
 from ..settings.methods import methods
 from ..settings.recipe import exit_with
-from .screen import calm_imports
 
 
 COMMANDS = {

@@ -1,22 +1,12 @@
 """What a command shows: its own words, bars that take long, errors. What libraries say besides goes into a file of the run."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 
-#: Bars of a shorter phase are not drawn: a run over few rows would show a dozen.
-_SECONDS_BEFORE_A_BAR = "5"
 _OURS = "trl_exbias"
-
-
-def calm_imports() -> None:
-    """For the start of a command, before any library is imported: it and the processes that it starts import quietly."""
-    os.environ.setdefault("TQDM_DELAY", _SECONDS_BEFORE_A_BAR)  # read when tqdm is imported
-    # Printed whenever DeepSpeed is imported on a machine without a GPU, also where nothing uses it.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.funcName != "get_accelerator")
 
 
 class RunLog(logging.Handler):

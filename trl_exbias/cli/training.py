@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..core.calm import calm_imports
 from ..core.errors import ExbiasError, did_you_mean
 from ..core.files import closed_pipe_is_no_error
 from ..core.leaving import leave
@@ -13,7 +14,7 @@ from ..core.local_names import check_local
 from ..settings.methods import Method, method_named
 from ..settings.recipe import RecipeError, check_keys, exit_with, parse
 from ..settings.recipes import accelerate_configs
-from .screen import RunLog, calm_imports
+from .screen import RunLog
 
 
 def launch(name: str, argv: list[str]) -> int:
