@@ -91,7 +91,7 @@ $(VENV)-docs/.installed: pyproject.toml .ci/docs.txt .ci/constraints.txt
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m tests.prose README.md CONTRIBUTING.md docs trl_exbias examples website
+	$(RUN) -m tests.prose README.md CONTRIBUTING.md docs trl_exbias examples tests website
 	$(RUN) -m mypy
 
 clean:

@@ -21,7 +21,7 @@ def collator(**options) -> BranchCollator:
 
 
 def random_examples(num: int, seed: int = 0, context: int = 20, branch: int = 12) -> list[BranchedExample]:
-    """Contexts and branches of up to so many tokens."""
+    """Contexts and branches of up to that many tokens."""
     generator = random.Random(seed)
 
     def ids(low, high):

@@ -106,7 +106,9 @@ def text_of(path: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.suffix in (".md", ".py", ".jinja")]
+    """What is checked in a folder: not this file and its test, which quote what they look for."""
+    quoting = ("prose.py", "test_prose.py")
+    return [path for path in folder.rglob("*") if path.suffix in (".md", ".py", ".jinja") and path.name not in quoting]
 
 
 def main(arguments: list[str]) -> int:

@@ -41,7 +41,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, name: str, known: dict[str, Path]) -> set[str]:
-    """Modules of the package that a file imports anywhere, but for type hints."""
+    """Modules of the package that a file imports anywhere, except for type hints."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hints = {
         node
@@ -110,7 +110,7 @@ def functions():
 
 
 def test_no_function_is_longer_than_sixty_lines():
-    """Beside its docstring."""
+    """Without its docstring."""
     for path, node in functions():
         docstring = ast.get_docstring(node, clean=False) or ""
         length = node.end_lineno - node.lineno + 1 - len(docstring.splitlines())

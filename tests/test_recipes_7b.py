@@ -243,7 +243,7 @@ def test_the_adapter_fits_the_true_model(name):
     assert model.get_nb_trainable_parameters() == (expected, 7_241_732_096 + expected)
     adapted = {key.split(".lora_")[0].rsplit(".", 1)[-1] for key, _ in model.named_parameters() if "lora_A" in key}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    # Served beside the base, not merged.
+    # Served over the base, not merged.
     assert why_merge(model) in (None, "the base model was not loaded from a folder or hub")
 
 

@@ -50,7 +50,7 @@ DOCUMENTED = {
     *("torch.distributed.elastic.multiprocessing.errors", "torch.distributed.fsdp", "torch.distributed.tensor"),
     *("torch.optim.lr_scheduler", "torch.utils.data"),
 }
-#: Of our own making, or of Python's.
+#: Our own, or Python's.
 OURS = {"_call_in_forward", "_actions"}
 
 
@@ -91,7 +91,7 @@ def test_nothing_private_is_imported_elsewhere():
     assert not imported
 
 
-#: Of the standard library.
+#: The standard library's.
 PYTHONS = ("_exit", "_getframe", "_run_exitfuncs", "_shutdown")
 
 

@@ -61,7 +61,7 @@ def test_measures_are_those_of_a_slow_loop():
     assert found["final_greedy"] == pytest.approx(right[:, -1].mean().item())
     assert found["whole_greedy"] == pytest.approx(right.prod(1).mean().item())
     assert set(found) == {m.key for m in MEASURES}
-    # Behind gold all but the first token is certain: there the divergence is the cross-entropy.
+    # After gold all but the first token is certain: there the divergence is the cross-entropy.
     certain = torch.tensor(after_gold).view(12, -1)[:, 1:]
     assert found["kl_gold"] * 16 > certain.sum(1).mean().item() - 1e-3
 

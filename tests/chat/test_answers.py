@@ -34,7 +34,7 @@ def test_calls_and_reasoning_are_as_the_template_renders_them(name):
     if name in ("gemma", "lfm2", "llama3") or name.startswith(WITHOUT_CALLS):
         assert called == ""
     elif name.startswith("deepseek_r1") and not keeps_null(tokenizer):
-        assert called == ""  # its template renders calls beside a content of null alone
+        assert called == ""  # its template renders calls next to a content of null alone
     else:
         assert "weather" in called
         assert "Oslo" in called

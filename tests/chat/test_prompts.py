@@ -195,7 +195,7 @@ class TestColumns:
             assert response_lengths(marked)[1].tolist() == [0]
 
     def test_trajectories_go_on_from_the_prompt(self):
-        """A trajectory's context is the prompt and what of the answer lies before; its labels are the answer's next tokens."""
+        """A trajectory's context is the prompt and the earlier tokens of the answer; its labels are the answer's next tokens."""
         dataset = prepared(self.tokenizer, [{"prompt": ASKED, "completion": [{**ANSWER, "content": "ABCDEF"}]}])
         whole = only(dataset)
         cuts = cut_responses(dataset, rollout_length=3, stride=3)

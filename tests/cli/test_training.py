@@ -96,7 +96,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(folder):
     assert again.wait() == 85
     logs = map(json.loads, (folder / "preempted" / "metrics.jsonl").read_text().splitlines())
     steps = [entry["step"] for entry in logs if "loss" in entry]
-    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > step, "gone on where the first was stopped"
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > step, "continued where the first was stopped"
 
 
 def test_the_module_spelled_out_is_the_same_thing_and_refuses_a_used_folder(folder):

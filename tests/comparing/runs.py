@@ -1,4 +1,4 @@
-"""Run directories and evaluations as the commands leave them behind, without the hours."""
+"""Run directories and evaluations as the commands leave them, without the hours."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A comparison as a user runs one: in processes of its own, from a model folder and a data file, killed and gone on with."""
+"""A comparison as a user runs one: in processes of its own, from a model folder and a data file, killed and continued."""
 
 import json
 import shutil

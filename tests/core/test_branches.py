@@ -1,4 +1,4 @@
-"""The shared layout against separate rows: the same losses, the same gradients, whatever stands beside them."""
+"""The shared layout against separate rows: the same losses, the same gradients, whatever else is in the row."""
 
 import random
 
@@ -212,7 +212,7 @@ def test_the_mask_of_two_contexts_by_hand():
 
 
 def test_shared_rows_are_as_short_as_promised():
-    """Four branches of 10 behind 128 tokens: 127 + 4 · 10 positions instead of 4 · 137."""
+    """Four branches of 10 after 128 tokens: 127 + 4 · 10 positions instead of 4 · 137."""
     branch = list(range(1, 11))
     example = BranchedExample(
         [1] * 128, [-100] * 128, [Branch(GOLD, branch, branch), *[Branch("own", branch, branch)] * 3]

@@ -1,4 +1,4 @@
-"""Launches `train.py` in processes of its own, and reads what a run left behind."""
+"""Launches `train.py` in processes of its own, and reads what a run has left."""
 
 import json
 import os
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def rollouts(self) -> list[dict]:
-        """Of the last iteration; none where nothing is rolled out ahead."""
+        """Those of the last iteration; none where nothing is rolled out ahead."""
         if not (self.folder / "rollouts").exists():
             return []
         folder = max((self.folder / "rollouts").iterdir())

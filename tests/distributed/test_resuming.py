@@ -16,7 +16,7 @@ from .runs import check_engine, run
     ],
 )
 def test_two_processes_go_on_from_a_checkpoint(engine, tmp_path):
-    """Step 3 is in the joint phase, behind rollouts that are read back."""
+    """Step 3 is in the joint phase, after rollouts that are read back."""
     options = {"save_strategy": "steps", "save_steps": 1}
     whole = run("bash", tmp_path, 2, engine, **options)
     check_engine(whole, engine)

@@ -54,7 +54,7 @@ def test_options_of_fsdp2(options, single, tmp_path):
 def test_mixed_precision(method, engine, single, tmp_path):
     two = run(method, tmp_path, 2, engine, bf16=True)
     check_engine(two, engine)
-    # What is no weight and no activation keeps its own: log-probabilities in eight bits would be another loss.
+    # What is neither a weight nor an activation keeps its own dtype: log-probabilities in eight bits would be another loss.
     assert two.record["float_input_dtypes"] == ["torch.float32"]
     # Eight bits of precision; the rollouts are others where two tokens are about as probable.
     assert two.losses == pytest.approx(single(method).losses, rel=2e-2)

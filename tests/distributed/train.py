@@ -1,6 +1,6 @@
 """What the processes of a distributed test run: one short training of a tiny model, and a record of what it did.
 
-python -m tests.distributed.train METHOD OUTPUT_DIR PER_DEVICE_BATCH_SIZE ENGINE OPTIONS      # OPTIONS: of the config, JSON
+python -m tests.distributed.train METHOD OUTPUT_DIR PER_DEVICE_BATCH_SIZE ENGINE OPTIONS      # OPTIONS: settings as JSON
 """
 
 import json

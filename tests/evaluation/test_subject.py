@@ -18,7 +18,7 @@ PROMPTS = [[7, 8, 9], [10, 11, 12, 13]]
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """A LoRA adapter that changes what its base says, with a trained norm that vLLM cannot serve beside a base."""
+    """A LoRA adapter that changes what its base says, with a trained norm that vLLM cannot serve together with a base."""
     folder = tmp_path_factory.mktemp("adapter")
     tiny_model("mistral", head_dim=32).save_pretrained(folder / "base")
     base = AutoModelForCausalLM.from_pretrained(folder / "base")

@@ -139,7 +139,7 @@ def strike_at(fault: str, run: Run) -> None:
 
 
 def main(output_dir: str, fault: str = "none", resume: str | bool = True, **options: Any) -> None:
-    """Begins the run, or goes on with it."""
+    """Begins the run, or continues it."""
     torch.set_num_threads(1)
     rollout_rows._MIN_SHARD_ROWS, rollout_rows._SHARDS_WANTED = 3, SHARDS
     args = config(BASHConfig, output_dir, **{**OPTIONS, **options})

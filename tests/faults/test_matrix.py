@@ -1,4 +1,4 @@
-"""Whatever strikes a run: it goes on bit-equal, with no finished shard of rollouts lost, or says what is wrong."""
+"""Whatever strikes a run: it continues bit-equal, with no finished shard of rollouts lost, or says what is wrong."""
 
 import json
 import multiprocessing

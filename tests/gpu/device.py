@@ -12,7 +12,7 @@ ASKED = os.environ.get(VARIABLE, "")
 if ASKED not in ("", "cpu", "cpu-quick"):
     raise ValueError(f"`{VARIABLE}` must be 'cpu' or 'cpu-quick', or unset for a GPU; got {ASKED!r}.")
 
-# Of several visible cards, transformers would train on all.
+# With several visible cards, transformers would train on all.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 ON_CUDA = not ASKED and torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CUDA else "cpu")

@@ -101,7 +101,7 @@ def _tensors(tree) -> list[torch.Tensor]:
 
 @contextlib.contextmanager
 def metered() -> Iterator[Meter]:
-    """Meters the block: of tensors that stand before it, a CPU's meter knows nothing."""
+    """Meters the block. A CPU's meter knows nothing of the tensors that stand before it."""
     if ON_CUDA:
         for dtype in (torch.float32, torch.bfloat16):
             # cuBLAS takes its workspace at first use, and keeps it.

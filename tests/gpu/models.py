@@ -55,7 +55,7 @@ def more_precise(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def smollm2(dtype: torch.dtype) -> PreTrainedModel:
-    """SmolLM2-135M-Instruct, which is at hand where [`HAS_SMOLLM2`] is true; it is never fetched."""
+    """SmolLM2-135M-Instruct, which is there where [`HAS_SMOLLM2`] is true; it is never fetched."""
     return AutoModelForCausalLM.from_pretrained(embedded_model_folder(), dtype=dtype).to(DEVICE).eval()
 
 

@@ -23,7 +23,7 @@ from .memory import Meter, metered
 PROMPT, RESPONSE = on_gpu_or_cpu((640, 128), (80, 32))
 #: Rows of a micro-batch, and in all.
 ROWS, ALL_ROWS = on_gpu_or_cpu((8, 64), (4, 16))
-#: Of one rollout batch: a full one, and some rows are left.
+#: One rollout batch: a full one, and some rows are left.
 ROLLOUT_TOKENS = 3 * ALL_ROWS * (PROMPT + RESPONSE) // 4
 
 

@@ -113,7 +113,7 @@ def test_every_token_of_a_larger_policy_is_what_its_prefix_gives(family, record)
     assert_larger(mid_policy(family), *rows, options, 0, record)
 
 
-@pytest.mark.skipif(not HAS_SMOLLM2, reason="SmolLM2 is not at hand")
+@pytest.mark.skipif(not HAS_SMOLLM2, reason="SmolLM2 is not there")
 def test_every_token_of_smollm2_is_what_its_prefix_gives(record):
     rows = smollm2_rows(on_gpu_or_cpu(16, 3))
     options = SamplingOptions(seed=2, max_new_tokens=on_gpu_or_cpu(24, 6), stop_token_ids=(2,))

@@ -1,4 +1,4 @@
-"""The transformers engine in bfloat16: the reference's tokens but for ties, each shown to be one."""
+"""The transformers engine in bfloat16: the reference's tokens except for ties, each shown to be one."""
 
 import contextlib
 import copy
@@ -84,6 +84,6 @@ def test_every_token_of_a_larger_policy_is_what_its_prefix_gives_but_for_ties(au
     assert_larger(*policy_and_judge(mid_policy(), autocasts), record, longest=on_gpu_or_cpu(200, 30))
 
 
-@pytest.mark.skipif(not HAS_SMOLLM2, reason="SmolLM2 is not at hand")
+@pytest.mark.skipif(not HAS_SMOLLM2, reason="SmolLM2 is not there")
 def test_every_token_of_smollm2_is_what_its_prefix_gives_but_for_ties(record):
     assert_larger(*policy_and_judge(smollm2(torch.bfloat16), False), record, longest=on_gpu_or_cpu(120, 20))

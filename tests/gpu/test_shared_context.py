@@ -1,6 +1,6 @@
-"""Branches behind one context against branches in rows of their own: the same losses and gradients, as far as rounding goes.
+"""Branches that share one context against branches in rows of their own: the same losses and gradients, as far as rounding goes.
 
-Both layouts compute the same numbers, so in half precision neither is the truth: each is held against float32 with the same
+Both layouts compute the same numbers, so in half precision neither is the truth: each is compared with float32 with the same
 weights, and the shared one may be off by no more than separate rows are, give or take chance.
 """
 
@@ -94,7 +94,7 @@ def test_in_bfloat16_they_are_as_near_to_the_exact_ones_as_separate_rows(
     assert_as_near(model, variant, autocasts, batches, record)
 
 
-@pytest.mark.skipif(not HAS_SMOLLM2, reason="SmolLM2 is not at hand")
+@pytest.mark.skipif(not HAS_SMOLLM2, reason="SmolLM2 is not there")
 @pytest.mark.parametrize("variant", ["plain", "LoRA, checkpointing"])
 def test_smollm2_in_bfloat16(variant, batches, record):
     assert_as_near(smollm2(torch.bfloat16), variant, False, batches, record)

@@ -34,7 +34,7 @@ RESUMED_INSIDE = ("BASH", "DaDDagger")
 class Outcome:
     """
     Args:
-        losses (`list[float]`): Of every step.
+        losses (`list[float]`): Those of every step.
         rollouts (`list[list[int]]`): Tokens of every branch that was rolled out.
         weights (`torch.Tensor`): At the end, flat.
     """
@@ -87,7 +87,7 @@ def in_common(one: Outcome, other: Outcome) -> dict[str, object]:
 
 def assert_close(found: dict[str, object]) -> None:
     """
-    The same run but for rounding, and on a CPU the same to the bit.
+    The same run except for rounding, and on a CPU the same to the bit.
 
     Where a rounding has tipped a draw, later tokens of that row are others, and so is its share of the loss of four rows.
     """

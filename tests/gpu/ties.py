@@ -19,7 +19,7 @@ def is_ragged(policy: torch.nn.Module, length: int) -> bool:
         return rows_of(policy, length) is Rows.RAGGED
 
 
-#: Of the draws between a policy's two best tokens, so many at most are closer than rounding in any test here.
+#: In any test here, at most this many of the draws between a policy's two best tokens are closer than rounding.
 MOST_TIES = 0.1
 
 
@@ -92,7 +92,7 @@ def assert_every_token_was_drawn(
     options: SamplingOptions,
 ) -> int:
     """
-    Each drawn token has the best noisy score given what stands before it, but for what rounding explains: that is what the
+    Each drawn token has the best noisy score given what stands before it, except for what rounding explains: that is what the
     sequential algorithm gives, token by token. One pass over each result tells. Counts the tokens that are not the best.
 
     Args:

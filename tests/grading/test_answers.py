@@ -14,7 +14,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def rows(name: str) -> list[dict]:
-    """Rows of a real data set, where it lies beside the repository."""
+    """Rows of a real data set, where it lies next to the repository."""
     path = DATA / name
     if not path.is_file():
         pytest.skip(f"../shared/data/{name} is not here")

@@ -1,4 +1,4 @@
-"""Short runs of the trainers on tiny models, and what they leave behind."""
+"""Short runs of the trainers on tiny models, and what they leave."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where batches change their shape, cuDNN would plan attention anew for each: it is kept out there, and only there."""
+"""Where batches change their shape, cuDNN would plan attention again for each: it is kept out there, and only there."""
 
 import pytest
 import torch

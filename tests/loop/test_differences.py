@@ -121,7 +121,7 @@ def test_what_is_listed_is_refused_by_name(tmp_path, what):
             attempt(tmp_path / str(number))
 
 
-# Of these, constructing a configuration changes the process, or asks for hardware.
+# Constructing a configuration with one of these changes the process, or asks for hardware.
 NOT_TRIED = (
     "output_dir",
     "deepspeed",

@@ -37,7 +37,7 @@ def texts(num_rows: int = 10) -> Dataset:
 
 
 def comparable(done) -> list[dict]:
-    """The logs but for what depends on the clock, and our own seconds."""
+    """The logs except for what depends on the clock, and our own seconds."""
     timed = ("_runtime", "_per_second")
     return [
         {key: value for key, value in entry.items() if not key.endswith(timed) and not key.startswith("seconds/")}

@@ -120,7 +120,7 @@ def test_rac_draws_after_the_prompt_and_labels_after_the_correction(tmp_path, la
 
 
 def test_spin_compares_each_response_after_its_own_context(tmp_path, layout):
-    """With prompts that are trained on too: they are no part of a response. The reference's ratio is gold's own."""
+    """With prompts that are trained on too: they are not part of a response. The reference's ratio is gold's own."""
     done = run(SPINTrainer, SPINConfig, tmp_path, max_new_tokens=8, completion_only_loss=False)
     first, made = model(), rollouts(done)
     assert logged(done, "loss") == [pytest.approx(0.693147, rel=1e-4)], "a policy that is its own reference"

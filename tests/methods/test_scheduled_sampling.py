@@ -44,7 +44,7 @@ def test_every_step_mixes_with_its_own_weights(tmp_path, beta):
             rows.append((example.context_ids, example.response_ids, mixed))
         assert loss == pytest.approx(reference_losses.bash(model, rows).item(), rel=1e-4)
         drawn.append([mixed for _, _, mixed in rows])
-    assert drawn[0] != drawn[1] != drawn[2], "drawn anew each time"
+    assert drawn[0] != drawn[1] != drawn[2], "drawn again each time"
     assert len(logged(done, "seconds/mixing")) == 3
     assert not (tmp_path / "rollouts").exists()
 

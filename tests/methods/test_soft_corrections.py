@@ -84,7 +84,7 @@ def test_hard_labels_are_the_most_probable_tokens_of_the_soft_ones(tmp_path):
 
 
 def test_the_loss_is_one_mean_of_the_global_batch_and_rows_without_an_answer_have_none(tmp_path):
-    """Of six rows three were rolled out: batches of one have labels or not."""
+    """Three of six rows were rolled out: batches of one have labels or not."""
     options = {"num_rollouts": 3, "divergence": "reverse_kl", "num_train_epochs": 2}
     whole = run(tmp_path / "whole", **options)
     parts = run(tmp_path / "parts", per_device_train_batch_size=1, gradient_accumulation_steps=6, **options)

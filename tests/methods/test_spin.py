@@ -101,7 +101,7 @@ def test_the_loss_is_a_mean_over_the_pairs_of_the_global_batch(tmp_path, batch_s
     )
     for key in ("loss", "loss/pair", "loss/gold", "loss/own", "spin/margin", "entropy"):
         assert logged(parts, key) == pytest.approx(logged(whole, key), rel=1e-4, abs=1e-5), key
-    # In the first step the margins are zero but for rounding, whose sign means nothing.
+    # In the first step the margins are zero except for rounding, whose sign means nothing.
     assert logged(parts, "spin/accuracy")[1:] == logged(whole, "spin/accuracy")[1:]
     assert (weights(parts) - weights(whole)).norm() < 1e-4 * weights(whole).norm()
 

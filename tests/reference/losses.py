@@ -53,7 +53,7 @@ def spin(model, reference, rows: list[tuple[list[int], list[int], list[int]]], l
 
 
 def verified(model, rows: list[tuple[list[int], list[int], list[list[int]]]]) -> torch.Tensor:
-    """RFT beside SFT, over (x, y, kept answers z): J_SFT + the token mean of -log p(z_j | x, z_<j) over all kept answers."""
+    """RFT with SFT, over (x, y, kept answers z): J_SFT + the token mean of -log p(z_j | x, z_<j) over all kept answers."""
     own = mean([nll for x, _, answers in rows for z in answers for nll in sequence_nll(model, x, z, z)])
     return sft(model, [(x, y) for x, y, _ in rows]) + own
 

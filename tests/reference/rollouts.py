@@ -8,7 +8,7 @@ from trl_exbias.rollouts.noise import add_gumbel_
 
 @torch.no_grad()
 def noisy_scores(model, prefix: list[int], options: SamplingOptions, example_id: int, position: int) -> torch.Tensor:
-    """What the next token is the argmax of: log p(. | prefix) with the noise of (seed, example, position), but for a constant."""
+    """What the next token is the argmax of: log p(. | prefix) with the noise of (seed, example, position), except for a constant."""
     logits = model(torch.tensor([prefix], device=model.device)).logits[:, -1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if options.temperature == 0:

@@ -33,7 +33,7 @@ def test_min_p_is_relative_to_the_most_probable_token_and_comes_first():
     assert kept(logits, min_p=0.51) == [True, False, False, False]
     assert kept(logits, min_p=1.0) == [True, False, False, False]
     assert kept(logits, min_p=0.15, temperature=2.0) == [True] * 4
-    # Of 0.5 and 0.25 alone, the first is 0.667: enough for 0.6, which it would not be of all four.
+    # Among 0.5 and 0.25 alone, the first is 0.667: enough for 0.6, which it would not be among all four.
     assert kept(logits, min_p=0.49, top_p=0.6) == [True, False, False, False]
     assert kept(logits, top_p=0.6) == [True, True, False, False]
 

@@ -1,4 +1,4 @@
-"""A run that cannot go on stops, says why and on which rows, and keeps its last good state."""
+"""A run that cannot continue stops, says why and on which rows, and keeps its last good state."""
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ def test_without_the_package(make_client, monkeypatch):
         alpaca_win_rate(make_client(), ITEMS)
 
 
-@pytest.mark.parametrize("id", ["805", "-1", "first", "007", "1.0", ""])
+@pytest.mark.parametrize("id", ["805", "-1", "first", "0805", "1.0", ""])
 def test_other_prompts_have_no_length_controlled_win_rate(make_client, id):
     with pytest.raises(ValueError, match="none of AlpacaEval's prompts, which go from '0' to '804'"):
         alpaca_win_rate(make_client(), [Judged(id, "q", "a", "b")])
@@ -60,7 +60,7 @@ def test_other_prompts_have_no_length_controlled_win_rate(make_client, id):
     ],
 )
 def test_preferences(answer, expected):
-    """Of the text shown first, as the package's `logprob_parser` has them."""
+    """The text shown first, as the package's `logprob_parser` has them."""
     found = preference(answer, model_first=True)
     assert found == (None if expected is None else pytest.approx(expected))
     if expected is not None:

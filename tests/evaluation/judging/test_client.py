@@ -54,7 +54,7 @@ def test_tokens_and_their_alternatives(judge, make_client, question, tmp_path):
 
 
 def test_the_token_that_ends_a_turn_is_no_part_of_the_answer(judge, make_client, question):
-    """vLLM reports it among the log-probabilities, behind the text."""
+    """vLLM reports it among the log-probabilities, after the text."""
     tokens = [("Score", {"Score": -0.1}), (": 4", {": 4": -0.5}), ("<|im_end|>", {"<|im_end|>": 0.0})]
     judge.say = lambda body: completion(tokens, text="Score: 4")
     assert make_client().ask([question(top_logprobs=2)])[0].tokens == tuple(tokens[:2])

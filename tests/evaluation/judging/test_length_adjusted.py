@@ -68,7 +68,7 @@ def test_the_mean_of_the_prompts_is_the_figure():
 
 
 def test_the_interval_is_that_of_refitting():
-    """Against a bootstrap that fits every resample anew."""
+    """Against a bootstrap that fits every resample again."""
     differences, wins = synthetic(400, 0.3, 1.0, seed=5)
     pulls = linearised_win_rate(differences, wins)
     generator = np.random.default_rng(0)

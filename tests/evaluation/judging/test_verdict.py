@@ -48,7 +48,7 @@ def test_plain_verdicts(answer, verdict):
         REASON + "Preferred: A, though B is close",
         REASON + "Preferred: A\n\nBut then, B is shorter.",
         "I would say Preferred: A",
-        "Comparison: summary B says 'Preferred: B', which is no summary.",
+        "Comparison: summary B says 'Preferred: B', which is not a summary.",
         "Not preferred: A",
         REASON + "> Preferred: A",
         "<think>A is better.\nPreferred: A",

@@ -314,7 +314,7 @@ def test_the_last_iterations_best_weights_are_the_models(tmp_path):
 
 def test_a_planned_schedule_moves_on_to_the_next_iteration(tmp_path):
     done, _ = stopped_run(tmp_path, [1.0, 2.0, 2.0, 1.9, 1.8, 1.7], lr_scheduler_type="linear", learning_rate=8e-3)
-    # Of 8 planned steps, 3 and 4 are left out; the logged rate is that of the update just done.
+    # Steps 3 and 4 of 8 planned ones are left out; the logged rate is that of the update just done.
     assert logged(done, "learning_rate") == pytest.approx([8e-3, 7e-3, 4e-3, 3e-3, 2e-3, 1e-3])
 
 

@@ -1,4 +1,4 @@
-"""The engine against its slow reference, token for token, and what it leaves behind."""
+"""The engine against its slow reference, token for token, and what it leaves."""
 
 import itertools
 import logging
@@ -148,7 +148,7 @@ def test_the_distribution_is_the_sequential_one(verb):
     """
     Three tokens of a vocabulary of 3, every sequence's probability by enumeration, 20,000 draws.
 
-    Of gold (2, 2, 2) with the middle position forced, `mix` has 9 outcomes. χ² with 26 (8) degrees of freedom: 54.1
+    From gold (2, 2, 2) with the middle position forced, `mix` has 9 outcomes. χ² with 26 (8) degrees of freedom: 54.1
     (26.1) is the 0.1 % point.
     """
     model = tiny_model(vocab_size=3)

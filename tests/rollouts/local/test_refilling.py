@@ -45,7 +45,7 @@ def counted(monkeypatch):
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Of 11 to 17 tokens, which may follow each other, and of one token, of which nothing is left to read before a step."""
+    """Prompts of 11 to 17 tokens, which may follow each other, and of one token, where nothing is left to read before a step."""
     return [*([*prompt, *range(10)] for prompt in random_rows(12, longest=8)[0]), *([i] for i in range(12))]
 
 

