@@ -31,6 +31,7 @@ def rollout_moments(
     placement: Placement,
     batch_tokens: int,
     draws_top_p: bool = False,
+    penalises: bool = False,
     labels: bool = False,
     vllm_gpu_share: float | None = None,
     device_bytes: int | None = None,
@@ -42,6 +43,7 @@ def rollout_moments(
     Args:
         batch_tokens (`int`): Tokens of a batch, prompts and responses.
         draws_top_p (`bool`): Whether `top_p` is below 1.
+        penalises (`bool`): Whether there is a `repetition_penalty`.
         labels (`bool`): Whether the policy reads whole batches for labels (RAC, SPIN).
         vllm_gpu_share (`float`, *optional*): `vllm_gpu_memory_utilization`.
         device_bytes (`int`, *optional*): Memory of the whole device, where known.

@@ -1,17 +1,51 @@
-"""Choosing tokens: temperature, top-k, top-p, and the Gumbel-max draw with keyed noise."""
+"""Choosing tokens: repetition penalty, temperature, min-p, top-k, top-p, and the Gumbel-max draw with keyed noise."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ..core.modeling import LMHead
-from ..core.reading import logit_chunks
+from ..core.reading import logit_chunks, pad_right
 from .engine import SamplingOptions
 from .noise import add_gumbel_
 
 
+@dataclass(frozen=True)
+class Prefixes:
+    """
+    What stands before each token that is drawn: the beginning of a sequence, so that many draws can share one.
+
+    Args:
+        sequences (`Sequence[Sequence[int]]`): Prompts with responses.
+        rows (`list[int]`): The sequence of each draw.
+        lengths (`list[int]`): How many of its tokens come before the draw.
+    """
+
+    sequences: Sequence[Sequence[int]]
+    rows: list[int]
+    lengths: list[int]
+
+    def occurred(self, draws: slice, vocab_size: int, device: torch.device) -> torch.Tensor:
+        """Whether each token stands before each of some draws: `(draws, V)`."""
+        rows, lengths = self.rows[draws], torch.tensor(self.lengths[draws], device=device)
+        places = {row: place for place, row in enumerate(dict.fromkeys(rows))}
+        tokens = pad_right([self.sequences[row] for row in places], 0).to(device)
+        first = torch.full((len(places), vocab_size), tokens.size(1), dtype=torch.int32, device=device)
+        # Padding comes after every prefix, and so after the first place of any token in one.
+        positions = torch.arange(tokens.size(1), dtype=torch.int32, device=device).expand_as(tokens)
+        first.scatter_reduce_(1, tokens, positions, "amin")
+        return first[[places[row] for row in rows]] < lengths.unsqueeze(1)
+
+
 def choose_tokens(
-    head: LMHead, hidden: torch.Tensor, options: SamplingOptions, example_ids: list[int], positions: list[int]
+    head: LMHead,
+    hidden: torch.Tensor,
+    options: SamplingOptions,
+    example_ids: list[int],
+    positions: list[int],
+    prefixes: Prefixes | None = None,
 ) -> list[int]:
     """
     One token for each row of `hidden`, drawn as `options` say with the noise of `(seed, example id, position)`.
@@ -20,17 +54,30 @@ def choose_tokens(
         head ([`LMHead`]): Turns hidden states into logits.
         hidden (`torch.Tensor` of shape `(rows, hidden_size)`): Last hidden states.
         example_ids (`list[int]`), positions (`list[int]`): The key of each row's draw.
+        prefixes ([`Prefixes`], *optional*): What a repetition penalty looks at; needed with one.
 
     Returns:
         `list[int]`: The tokens.
     """
     chosen = []
     for rows in logit_chunks(hidden, head.vocab_size):
-        scores = filter_logits_(head(hidden[rows]), options)
+        scores = head(hidden[rows])
+        if options.repetition_penalty != 1:
+            assert prefixes is not None, "a repetition penalty looks at what came before"
+            penalise_(scores, prefixes.occurred(rows, scores.size(-1), scores.device), options.repetition_penalty)
+        filter_logits_(scores, options)
         if options.temperature > 0:
             add_gumbel_(scores, options.seed, example_ids[rows], positions[rows])
         chosen.append(scores.argmax(-1))
     return torch.cat(chosen).tolist() if chosen else []
+
+
+def penalise_(logits: torch.Tensor, occurred: torch.Tensor, penalty: float) -> None:
+    """Divides the positive logits of tokens that have `occurred` by `penalty`, and multiplies the others', in place."""
+    one, factor = logits.new_ones(()), logits.new_tensor(penalty)
+    # What is divided stays positive: it is not multiplied after.
+    logits /= torch.where(occurred & (logits > 0), factor, one)
+    logits *= torch.where(occurred & (logits < 0), factor, one)
 
 
 def filter_logits_(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:

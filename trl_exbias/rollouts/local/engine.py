@@ -23,7 +23,7 @@ from ...core.modeling import LMHead, inference, position_limit
 from ...core.reading import most_probable, pad_right, read_along
 from ...core.token_ids import TokenIds, check_prompts
 from ..engine import SamplingOptions, check_mix
-from ..sampling import choose_tokens
+from ..sampling import Prefixes, choose_tokens
 from .cache_probe import Rows, rows_of
 from .forward_cost import forward_overhead_tokens
 from .scripts import FreeRunning, Mixing
@@ -188,11 +188,14 @@ class TransformersEngine:
         last = session.prefill([prompts[row] for row in rows])
         in_cache, places = [*rows], [*range(len(rows))]
         while True:
-            chosen = self._next_tokens(rows, last, places, responses, script, options, ids)
-            going = []
-            for row, place, token in zip(rows, places, chosen, strict=True):
+            chosen = self._next_tokens(rows, last, places, prompts, responses, script, options, ids)
+            for row, token in zip(rows, chosen, strict=True):
                 responses[row].append(token)
-                if script.ended(row, responses[row]):
+            going = []
+            for row, place, ended in zip(
+                rows, places, script.ended(rows, [responses[row] for row in rows]), strict=True
+            ):
+                if ended:
                     # Assigned whole, once: a batch that runs out of memory is run again from the start.
                     out[row] = script.complete(row, responses[row])
                     self._report(row, len(responses[row]))
@@ -221,6 +224,7 @@ class TransformersEngine:
         rows: list[int],
         last: torch.Tensor,
         places: list[int],
+        prompts: Sequence[TokenIds],
         responses: Mapping[int, Sequence[int]],
         script: Any,
         options: SamplingOptions,
@@ -231,7 +235,11 @@ class TransformersEngine:
         free = [i for i, token in enumerate(tokens) if token is None]
         keys = [ids[rows[i]] for i in free], [len(responses[rows[i]]) for i in free]
         hidden = last[[places[i] for i in free]]
-        for i, token in zip(free, choose_tokens(self.head, hidden, options, *keys), strict=True):
+        prefixes = None
+        if options.repetition_penalty != 1:
+            before = [[*prompts[rows[i]], *responses[rows[i]]] for i in free]
+            prefixes = Prefixes(before, [*range(len(before))], [*map(len, before)])
+        for i, token in zip(free, choose_tokens(self.head, hidden, options, *keys, prefixes), strict=True):
             tokens[i] = token
         return tokens
 
@@ -249,6 +257,7 @@ class TransformersEngine:
     ) -> None:
         """`mix` for the rows of a batch: windows of the current guess, from each row's first unsettled position."""
         guess = {row: [*prompts[row], *references[row]] for row in rows}
+        whole, place_of = [*guess.values()], {row: place for place, row in enumerate(rows)}
         # A query is the position before a sampled token: its hidden state predicts that token.
         queries = {row: [len(prompts[row]) + j - 1 for j in sampled[row]] for row in rows}
         end = {row: queries[row][-1] + 1 for row in rows}  # positions that must be read
@@ -258,7 +267,12 @@ class TransformersEngine:
             """Draws the token after each (row, query) into the guess; returns each row's first change."""
             keys = [ids[row] for row, _ in asked], [query + 1 - len(prompts[row]) for row, query in asked]
             first_change: dict[int, int] = {}
-            for (row, query), token in zip(asked, choose_tokens(self.head, hidden, options, *keys), strict=True):
+            prefixes = None
+            if options.repetition_penalty != 1:
+                # Of the guess, as the hidden states are: what is drawn from settled tokens is settled.
+                prefixes = Prefixes(whole, [place_of[row] for row, _ in asked], [query + 1 for _, query in asked])
+            chosen = choose_tokens(self.head, hidden, options, *keys, prefixes)
+            for (row, query), token in zip(asked, chosen, strict=True):
                 if guess[row][query + 1] != token:
                     # Guesses after the first change were drawn from a wrong prefix, but under the same noise: they
                     # are better guesses than gold, and are checked again.

@@ -37,7 +37,10 @@ class VLLMVerbs(ABC):
     ) -> list[list[int]]:
         ids = check_prompts(prompts, example_ids=example_ids)
         own = {"max_tokens": options.max_new_tokens, "stop_token_ids": list(options.stop_token_ids)}
-        return self._generate(_lists(prompts), [_params(options, example, **own) for example in ids])
+        drawn = self._generate(_lists(prompts), [_params(options, example, **own) for example in ids])
+        # By our criterion, not by vLLM's `stop`: its text comes from another decoder, which holds back unfinished characters.
+        # No token depends on those that come after it.
+        return drawn if options.stop_strings is None else [options.stop_strings.cut(tokens) for tokens in drawn]
 
     def mix(
         self,
@@ -83,6 +86,7 @@ def _params(options: SamplingOptions, *key: int, **own: Any) -> dict[str, Any]:
         "top_p": options.top_p,
         "top_k": options.top_k,
         "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
         "seed": derive_seed(options.seed, *key) & _MAX_SEED,
         # Ours to say: the checkpoint's own end of text may be another, and in a mix it ends nothing.
         "ignore_eos": True,
