@@ -59,7 +59,7 @@ class BASHConfig(IterativeSFTConfig):
             found.append(f"`beta` must be a probability in [0, 1], got {self.beta!r}.")
         if self.stop_strings is not None:
             found.append(
-                "`stop_strings` ends responses that the policy writes by itself; a mixed response is as long as gold. Leave it out."
+                "`stop_strings` ends responses of the policy's own; a mixed response is as long as gold. Leave it out."
             )
         found += gate_problems(self.gate, self.gate_epsilon)
         try:
