@@ -293,6 +293,11 @@ def test_a_resumed_rac_run_is_bit_equal(tmp_path, step):
     )
 
 
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_resumed_gated_run_is_bit_equal(tmp_path, step):
+    resumed_equals_uninterrupted(tmp_path, step, gate="relative", gate_template="{{ prompt }} {{ reference }}")
+
+
 def test_a_checkpoint_is_made_where_an_iteration_begins(tmp_path):
     """Rollouts need the policy that was about to make them, however seldom the run saves."""
     bash(tmp_path, num_iterations=2, save_strategy="steps", save_steps=100)

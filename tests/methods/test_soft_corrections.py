@@ -131,10 +131,12 @@ def test_the_base_of_an_adapter_is_the_model_without_it(tmp_path):
     assert logged(done, "loss")[1] == pytest.approx(loss.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["policy", "average"])
+@pytest.mark.parametrize("kind", ["policy", "base", "average"])
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path, kind):
     """From within an iteration, whose labels and whose head are on disk, and from before one."""
+    tiny_model().save_pretrained(tmp_path / "model")
     options = {"num_iterations": 2, "num_train_epochs": 2, "save_strategy": "epoch", "self_teacher": kind}
+    options["model"] = str(tmp_path / "model")
     whole = run(tmp_path / "whole", **options)
     for step in (2, 3):
         part = tmp_path / f"part-{step}"
