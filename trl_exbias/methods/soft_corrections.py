@@ -137,7 +137,9 @@ class SoftlyCorrectingTrainer(SoftlyScoringTrainer):
     def _head_from(self, path: Path) -> LMHead | None:
         if self.args.teacher_top_k is not None:
             return None
-        tensors, head = load_file(path, device=str(self.accelerator.device)), copy.copy(LMHead(self.model))
+        # Moved afterwards: safetensors does not take every name of a device ("cpu:0", of one process of several).
+        tensors = {name: tensor.to(self.accelerator.device) for name, tensor in load_file(path).items()}
+        head = copy.copy(LMHead(self.model))
         rows, width = tensors["weight"].shape
         projection = torch.nn.Linear(width, rows, bias="bias" in tensors, device="meta", dtype=tensors["weight"].dtype)
         projection.load_state_dict(tensors, assign=True)
