@@ -159,6 +159,17 @@ def test_labels_that_are_gone_are_missed(tmp_path):
         run(tmp_path, resume=True, **options)
 
 
+def test_an_average_that_is_gone_is_missed(tmp_path):
+    """It would begin anew, from a policy that has been trained."""
+    options = {"num_iterations": 2, "save_strategy": "epoch", "self_teacher": "average"}
+    run(tmp_path, **options)
+    for name in ("checkpoint-2", "rollouts/iteration-2"):
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "rollouts" / "iteration-1" / "soft-labels" / "average.safetensors").unlink()
+    with pytest.raises(ValueError, match="average.safetensors is missing: the average of the iterations before"):
+        run(tmp_path, resume=True, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

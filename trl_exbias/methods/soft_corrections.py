@@ -71,7 +71,8 @@ class SoftlyCorrectingTrainer(SoftlyScoringTrainer):
             if not self._labels_softly:
                 yield engine
                 return
-            folder, before = self._labels_folder(self._iteration), self._labels_folder(self._iteration - 1)
+            folder = self._labels_folder(self._iteration)
+            before = None if self._iteration == 1 else self._labels_folder(self._iteration - 1)
             folder.mkdir(parents=True, exist_ok=True)
             with self._self_teacher.ready(folder, before, self.processes.writes_files):
                 self._keep_head(folder / _HEAD_FILE)
