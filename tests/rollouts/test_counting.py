@@ -30,7 +30,9 @@ def rates(responses, stop_token_ids=(STOP,), stop_strings=None, **options) -> di
         counted[name] = (total, number)
 
     engine = CountingEngine(Says(responses), count, **options)
-    drawn = engine.sample([[1]] * len(responses), SamplingOptions(stop_token_ids=stop_token_ids, stop_strings=stop_strings))
+    drawn = engine.sample(
+        [[1]] * len(responses), SamplingOptions(stop_token_ids=stop_token_ids, stop_strings=stop_strings)
+    )
     assert drawn == responses
     return counted
 

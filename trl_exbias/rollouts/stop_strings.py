@@ -1,9 +1,13 @@
 """Strings that end a response: found in its decoded text, to the token, by the same criterion in every engine."""
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, StopStringCriteria
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, StopStringCriteria
 
 from ..core.errors import UsageError
 from ..core.token_ids import TokenIds
@@ -39,6 +43,8 @@ class StopStrings:
         if problem is not None:
             raise UsageError(problem)
         self.strings = tuple(strings)
+        self._tokenizer = tokenizer
+        self._folder: str | None = None
         try:
             self._criteria = StopStringCriteria(tokenizer, list(self.strings))
         except ValueError as error:
@@ -47,6 +53,19 @@ class StopStrings:
             ) from error
         # A token has at least one byte of a string that it is a part of.
         self._width = max(len(string.encode()) for string in self.strings)
+
+    @classmethod
+    def load(cls, tokenizer: str, strings: list[str]) -> "StopStrings":
+        """What [`saved`] tells of, in another process; `tokenizer` is a folder."""
+        return cls(AutoTokenizer.from_pretrained(tokenizer), strings)
+
+    def saved(self) -> dict[str, Any]:
+        """The arguments of [`load`]. The tokenizer's folder goes with this object."""
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="trl-exbias-tokenizer-")
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._tokenizer.save_pretrained(self._folder)
+        return {"tokenizer": self._folder, "strings": [*self.strings]}
 
     def end(self, responses: Sequence[TokenIds]) -> list[bool]:
         """Whether the last token of each response completes a string."""

@@ -524,7 +524,10 @@ def test_a_distilling_run_resumed_from_any_checkpoint_is_bit_equal(tmp_path, ste
     for step in steps:
         shutil.copytree(tmp_path / "whole", tmp_path / f"from-{step}")
         # Step n is iteration n's only one: the next one's rollouts are made again.
-        for path in [*(tmp_path / f"from-{step}").glob("checkpoint-*"), *(tmp_path / f"from-{step}").glob("rollouts/*")]:
+        for path in [
+            *(tmp_path / f"from-{step}").glob("checkpoint-*"),
+            *(tmp_path / f"from-{step}").glob("rollouts/*"),
+        ]:
             if int(path.name.split("-")[1]) > step:
                 shutil.rmtree(path)
         resumed = run(

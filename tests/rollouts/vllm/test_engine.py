@@ -110,14 +110,17 @@ class TestVerbs:
         assert engines[strategy].mix(*rows, masks, options) == mixed
         assert sampled != own.sample(rows[0], GREEDY) and mixed != own.mix(*rows, masks, GREEDY)
 
-    def test_stop_strings_end_responses_where_they_end_the_transformers_engines(self, engines, own, rows):
+    def test_stop_strings_end_responses_where_they_end_the_transformers_engines(self, engines, own, rows, monkeypatch):
         tokenizer = byte_tokenizer()
         said = [tokenizer.decode(response) for response in own.sample(rows[0], replace(GREEDY, stop_token_ids=()))]
         options = replace(GREEDY, stop_strings=StopStrings(tokenizer, [text[5:7] for text in said[:4]]))
         expected = own.sample(rows[0], options)
-        for engine in engines.values():
-            assert engine.sample(rows[0], options) == expected
         assert expected != own.sample(rows[0], GREEDY)
+        for is_cut in (True, False):
+            if not is_cut:  # the process itself ends them there
+                monkeypatch.setattr(StopStrings, "cut", lambda strings, response: response)
+            for engine in engines.values():
+                assert engine.sample(rows[0], options) == expected
 
     def test_excluded_tokens_are_never_drawn(self, engines, own, rows):
         usual = own.sample(rows[0], GREEDY)

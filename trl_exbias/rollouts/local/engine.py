@@ -269,7 +269,7 @@ class TransformersEngine:
             first_change: dict[int, int] = {}
             prefixes = None
             if options.repetition_penalty != 1:
-                # Of the guess, as the hidden states are: what is drawn from settled tokens is settled.
+                # As the hidden states, they are those of the guess: what is drawn from settled tokens is settled.
                 prefixes = Prefixes(whole, [place_of[row] for row, _ in asked], [query + 1 for _, query in asked])
             chosen = choose_tokens(self.head, hidden, options, *keys, prefixes)
             for (row, query), token in zip(asked, chosen, strict=True):
