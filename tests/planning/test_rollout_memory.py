@@ -73,7 +73,7 @@ def test_drawing_takes_the_tiles_that_are_planned(model, options, on_gpu, tiles,
     monkeypatch.setattr("trl_exbias.rollouts.noise._CHUNK_ELEMENTS", rows * VOCAB_SIZE)
     hidden, positions = torch.randn(1 << 10, 32), list(range(1 << 10))
     keys = [0] * len(positions), positions
-    prefixes = Prefixes([[1, 2, 3]] * len(positions), positions, [3] * len(positions))
+    prefixes = Prefixes({row: [1, 2, 3] for row in positions}, positions, [3] * len(positions))
     found = counted_peak(lambda: choose_tokens(LMHead(model), hidden, SamplingOptions(**options), *keys, prefixes))
     assert found == pytest.approx(logits(VOCAB_SIZE, len(positions), tiles), rel=0.05)
 

@@ -43,7 +43,12 @@ def test_min_p_is_relative_to_the_most_probable_token_and_comes_first():
 def test_a_repetition_penalty_is_transformers(penalty):
     """Draws that share a sequence see as much of it as comes before them; tokens that occur twice count once."""
     torch.manual_seed(0)
-    logits, sequences, rows, lengths = torch.randn(5, 9), [[3, 3, 7], [1, 8, 8, 0]], [0, 0, 1, 1, 1], [1, 3, 1, 3, 4]
+    logits, sequences, rows, lengths = (
+        torch.randn(5, 9),
+        {4: [3, 3, 7], 2: [1, 8, 8, 0]},
+        [4, 4, 2, 2, 2],
+        [1, 3, 1, 3, 4],
+    )
     found = logits.clone()
     penalise_(found, Prefixes(sequences, rows, lengths).occurred(slice(0, 5), 9, logits.device), penalty)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):

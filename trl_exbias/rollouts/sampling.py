@@ -1,7 +1,7 @@
 """Choosing tokens: repetition penalty, temperature, min-p, top-k, top-p, and the Gumbel-max draw with keyed noise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,12 @@ class Prefixes:
     What stands before each token that is drawn: the beginning of a sequence, so that many draws can share one.
 
     Args:
-        sequences (`Sequence[Sequence[int]]`): Prompts with responses.
-        rows (`list[int]`): The sequence of each draw.
+        sequences (`Mapping[int, Sequence[int]]`): Prompts with responses, by row.
+        rows (`list[int]`): The row of each draw.
         lengths (`list[int]`): How many of its tokens come before the draw.
     """
 
-    sequences: Sequence[Sequence[int]]
+    sequences: Mapping[int, Sequence[int]]
     rows: list[int]
     lengths: list[int]
 
@@ -37,6 +37,16 @@ class Prefixes:
         positions = torch.arange(tokens.size(1), dtype=torch.int32, device=device).expand_as(tokens)
         first.scatter_reduce_(1, tokens, positions, "amin")
         return first[[places[row] for row in rows]] < lengths.unsqueeze(1)
+
+
+def draws_after(
+    asked: list[tuple[int, int]], guess: Mapping[int, list[int]], prompts: Sequence[Sequence[int]], ids: Sequence[int]
+) -> tuple[list[int], list[int], Prefixes]:
+    """Keys and prefixes of the draws after some (row, query) places of a guess: example ids, positions in the response, prefixes."""
+    rows = [row for row, _ in asked]
+    positions = [query + 1 - len(prompts[row]) for row, query in asked]
+    # A penalty looks at the guess, as the hidden states do: a draw after settled tokens is settled.
+    return [ids[row] for row in rows], positions, Prefixes(guess, rows, [query + 1 for _, query in asked])
 
 
 def choose_tokens(

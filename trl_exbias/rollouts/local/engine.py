@@ -23,7 +23,7 @@ from ...core.modeling import LMHead, inference, position_limit
 from ...core.reading import most_probable, pad_right, read_along
 from ...core.token_ids import TokenIds, check_prompts
 from ..engine import SamplingOptions, check_mix
-from ..sampling import Prefixes, choose_tokens
+from ..sampling import Prefixes, choose_tokens, draws_after
 from .cache_probe import Rows, rows_of
 from .forward_cost import forward_overhead_tokens
 from .scripts import FreeRunning, Mixing
@@ -191,11 +191,9 @@ class TransformersEngine:
             chosen = self._next_tokens(rows, last, places, prompts, responses, script, options, ids)
             for row, token in zip(rows, chosen, strict=True):
                 responses[row].append(token)
-            going = []
-            for row, place, ended in zip(
-                rows, places, script.ended(rows, [responses[row] for row in rows]), strict=True
-            ):
-                if ended:
+            ended, going = script.ended(rows, [responses[row] for row in rows]), []
+            for row, place, is_last in zip(rows, places, ended, strict=True):
+                if is_last:
                     # Assigned whole, once: a batch that runs out of memory is run again from the start.
                     out[row] = script.complete(row, responses[row])
                     self._report(row, len(responses[row]))
@@ -237,8 +235,8 @@ class TransformersEngine:
         hidden = last[[places[i] for i in free]]
         prefixes = None
         if options.repetition_penalty != 1:
-            before = [[*prompts[rows[i]], *responses[rows[i]]] for i in free]
-            prefixes = Prefixes(before, [*range(len(before))], [*map(len, before)])
+            before = {i: [*prompts[rows[i]], *responses[rows[i]]] for i in free}
+            prefixes = Prefixes(before, free, [*map(len, before.values())])
         for i, token in zip(free, choose_tokens(self.head, hidden, options, *keys, prefixes), strict=True):
             tokens[i] = token
         return tokens
@@ -257,7 +255,6 @@ class TransformersEngine:
     ) -> None:
         """`mix` for the rows of a batch: windows of the current guess, from each row's first unsettled position."""
         guess = {row: [*prompts[row], *references[row]] for row in rows}
-        whole, place_of = [*guess.values()], {row: place for place, row in enumerate(rows)}
         # A query is the position before a sampled token: its hidden state predicts that token.
         queries = {row: [len(prompts[row]) + j - 1 for j in sampled[row]] for row in rows}
         end = {row: queries[row][-1] + 1 for row in rows}  # positions that must be read
@@ -265,14 +262,9 @@ class TransformersEngine:
 
         def draw(hidden: torch.Tensor, asked: list[tuple[int, int]]) -> dict[int, int]:
             """Draws the token after each (row, query) into the guess; returns each row's first change."""
-            keys = [ids[row] for row, _ in asked], [query + 1 - len(prompts[row]) for row, query in asked]
+            keys = draws_after(asked, guess, prompts, ids)
             first_change: dict[int, int] = {}
-            prefixes = None
-            if options.repetition_penalty != 1:
-                # As the hidden states, they are those of the guess: what is drawn from settled tokens is settled.
-                prefixes = Prefixes(whole, [place_of[row] for row, _ in asked], [query + 1 for _, query in asked])
-            chosen = choose_tokens(self.head, hidden, options, *keys, prefixes)
-            for (row, query), token in zip(asked, chosen, strict=True):
+            for (row, query), token in zip(asked, choose_tokens(self.head, hidden, options, *keys), strict=True):
                 if guess[row][query + 1] != token:
                     # Guesses after the first change were drawn from a wrong prefix, but under the same noise: they
                     # are better guesses than gold, and are checked again.

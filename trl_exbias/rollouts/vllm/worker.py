@@ -84,7 +84,8 @@ class Worker:
             engine.add_request(name, {"prompt_token_ids": prompt}, sampling, lora_request=self._lora)
         sequences, tokens, reported = 0, 0, time.monotonic()
         while engine.has_unfinished_requests():
-            done, going = [], []
+            done: list[str] = []
+            going: list[str] = []
             for output in engine.step():
                 name = output.request_id
                 drawn[name] += output.outputs[0].token_ids
