@@ -160,7 +160,7 @@ def test_labels_that_are_gone_are_missed(tmp_path):
 
 
 def test_an_average_that_is_gone_is_missed(tmp_path):
-    """It would begin anew, from a policy that has been trained."""
+    """It would begin again, from a policy that has been trained."""
     options = {"num_iterations": 2, "save_strategy": "epoch", "self_teacher": "average"}
     run(tmp_path, **options)
     for name in ("checkpoint-2", "rollouts/iteration-2"):

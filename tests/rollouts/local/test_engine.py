@@ -54,7 +54,7 @@ def test_mix_equals_the_sequential_algorithm(architecture, beta, rows):
 
 @pytest.mark.parametrize("architecture", ["qwen2", "bloom"], ids=["rows at different positions", "rows alike"])
 def test_a_repetition_penalty_sees_the_prompt_and_the_response_so_far(architecture, rows):
-    """Of a mix, the mixed prefix: by windows of the guess, and token by token."""
+    """In a mix, it sees the mixed prefix: by windows of the guess, and token by token."""
     model, options, masks = tiny_model(architecture), replace(OPTIONS, repetition_penalty=0.4), masks_for(rows[1], 0.5)
     engine, plain = TransformersEngine(model, 0), replace(options, repetition_penalty=1.0)
     sampled, mixed = engine.sample(rows[0], options), engine.mix(*rows, masks, options)
