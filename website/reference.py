@@ -29,6 +29,7 @@ UNITS = {
     "num_samples": "answers",
     "num_train_epochs": "epochs",
     "per_device_train_batch_size": "rows",
+    "repetition_penalty": "factor",
     "rollout_batch_tokens": "tokens",
     "rollout_length": "tokens",
     "rollout_weight": "weight",
@@ -67,6 +68,7 @@ API = {
     "A method of your own": ("trl_exbias.core.data.Example", "trl_exbias.core.branches.Branch"),
     "Rolling out": (
         "trl_exbias.rollouts.sampling.SamplingOptions",
+        "trl_exbias.rollouts.stop_strings.StopStrings",
         "trl_exbias.rollouts.engine.RolloutEngine",
         "trl_exbias.rollouts.local.engine.TransformersEngine",
     ),

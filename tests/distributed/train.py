@@ -67,6 +67,12 @@ METHODS = {
             "num_train_epochs": 2,
         },
     ),
+    # Whole distributions, with the head that they were read with, of a model that no process has trained.
+    "rac-soft-average": (
+        RACTrainer,
+        RACConfig,
+        {"soft_labels": True, "self_teacher": "average", "max_new_tokens": 8, "num_iterations": 2},
+    ),
     "verified": (
         VerifiedAnswersTrainer,
         VerifiedAnswersConfig,
@@ -74,6 +80,7 @@ METHODS = {
     ),
     "scheduled-sampling": (ScheduledSamplingTrainer, ScheduledSamplingConfig, {"beta": 0.3}),
     "dad-dagger": (DaDDaggerTrainer, DaDDaggerConfig, DAD),
+    "dad-dagger-gated": (DaDDaggerTrainer, DaDDaggerConfig, DAD | {"gate": "relative", "divergence": "jensen_shannon"}),
     "dad-dagger-frozen": (
         DaDDaggerTrainer,
         DaDDaggerConfig,

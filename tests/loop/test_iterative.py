@@ -11,7 +11,17 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig
 
-from trl_exbias import BASHConfig, BASHTrainer, Branch, IterativeSFTConfig, IterativeSFTTrainer, RACConfig, RACTrainer
+from trl_exbias import (
+    BASHConfig,
+    BASHTrainer,
+    Branch,
+    DaDDaggerConfig,
+    IterativeSFTConfig,
+    IterativeSFTTrainer,
+    RACConfig,
+    RACTrainer,
+    ScheduledSamplingConfig,
+)
 from trl_exbias.loop import rollout_rows
 from trl_exbias.run.rollout_store import RolloutStoreError
 
@@ -283,6 +293,11 @@ def test_a_resumed_rac_run_is_bit_equal(tmp_path, step):
     )
 
 
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_resumed_gated_run_is_bit_equal(tmp_path, step):
+    resumed_equals_uninterrupted(tmp_path, step, gate="relative", gate_template="{{ prompt }} {{ reference }}")
+
+
 def test_a_checkpoint_is_made_where_an_iteration_begins(tmp_path):
     """Rollouts need the policy that was about to make them, however seldom the run saves."""
     bash(tmp_path, num_iterations=2, save_strategy="steps", save_steps=100)
@@ -325,8 +340,18 @@ def test_an_interrupted_rollout_phase_keeps_its_shards(tmp_path, monkeypatch):
 
 def test_a_resumed_run_with_other_settings_is_refused_by_name(tmp_path):
     bash(tmp_path, save_strategy="steps", save_steps=1)
-    with pytest.raises(ValueError, match=r"made by another run: `beta` was 0.5 and is now 0.7"):
-        bash(tmp_path, beta=0.7, resume=str(tmp_path / "checkpoint-4"))
+    others = {"beta": (0.5, 0.7), "min_p": (0.0, 0.1), "repetition_penalty": (1.0, 1.2)}
+    for name, (was, now) in others.items():
+        with pytest.raises(ValueError, match=rf"made by another run: `{name}` was {was} and is now {now}"):
+            bash(tmp_path, **{name: now}, resume=str(tmp_path / "checkpoint-4"))
+
+
+def test_rollouts_are_told_apart_by_sampling_settings_that_are_used(tmp_path):
+    """Those that are off are not named: earlier rollouts, which were made without them, are read as before."""
+    used = {"min_p": 0.1, "repetition_penalty": 1.2, "stop_strings": ["\n\n"]}
+    plain, sampled = config(RACConfig, tmp_path), config(RACConfig, tmp_path, **used)
+    assert sampled.rollout_settings() == plain.rollout_settings() | used
+    assert not used.keys() & plain.rollout_settings().keys()
 
 
 def test_a_resumed_run_without_its_rollouts_is_refused(tmp_path):
@@ -423,12 +448,20 @@ def test_another_methods_config_is_refused(tmp_path):
         ({"temperature": -1}, "`temperature` must be 0"),
         ({"top_p": 0}, r"`top_p` must be in \(0, 1\]"),
         ({"top_k": -2}, "`top_k` must be 0"),
+        ({"repetition_penalty": 0}, "`repetition_penalty` must be above 0; 1 is off, got 0"),
+        ({"stop_strings": "Q:"}, "`stop_strings` must be a list of strings, none of them empty, got 'Q:'"),
         ({"sft_weight": -1}, "`sft_weight` must be 0 or more"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         config(IterativeSFTConfig, tmp_path, **options)
+
+
+@pytest.mark.parametrize("config_class", [BASHConfig, ScheduledSamplingConfig, DaDDaggerConfig])
+def test_stop_strings_are_refused_where_no_response_ends(tmp_path, config_class):
+    with pytest.raises(ValueError, match="`stop_strings` ends responses.*Leave it out"):
+        config(config_class, tmp_path, stop_strings=["Q:"])
 
 
 def test_all_problems_are_listed_at_once(tmp_path):

@@ -1,5 +1,7 @@
 """RAC against its equations."""
 
+import string
+
 import pytest
 import torch
 from datasets import Dataset
@@ -43,15 +45,16 @@ def rollouts(done, iteration: int = 1) -> dict[int, dict]:
     return {row["example_id"]: row for row in store.read().to_list()}
 
 
-def test_rollouts_labels_and_loss_equal_the_reference(tmp_path):
+@pytest.mark.parametrize("sampling", [{}, {"repetition_penalty": 0.5, "stop_strings": [*string.ascii_letters]}])
+def test_rollouts_labels_and_loss_equal_the_reference(tmp_path, sampling):
     """With a learning rate of 0 the policy stays the initial model, and one batch of all rows has Algorithm 2's J."""
-    done = run(tmp_path, learning_rate=0.0, per_device_train_batch_size=8, sft_epochs=0)
+    done = run(tmp_path, learning_rate=0.0, per_device_train_batch_size=8, sft_epochs=0, **sampling)
     model, tokenizer = tiny_model(), byte_tokenizer()
     options = done.sampling_options(derive_seed(done.args.seed, "rollouts", 1))
     rows, made = [], rollouts(done)
     for index, row in enumerate(done.train_dataset):
         example = Example.from_row(index, row)
-        z = reference_rollouts.sample(model, example.context_ids, options, example.id)
+        z = reference_rollouts.sample(model, example.context_ids, options, example.id, tokenizer)
         question, answer = row["prompt"][0]["content"], row["completion"][0]["content"]
         f = tokenizer.apply_chat_template(
             [{"role": "user", "content": f"{question} (answer: {answer})"}], add_generation_prompt=True

@@ -131,10 +131,12 @@ def test_the_base_of_an_adapter_is_the_model_without_it(tmp_path):
     assert logged(done, "loss")[1] == pytest.approx(loss.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["policy", "average"])
+@pytest.mark.parametrize("kind", ["policy", "base", "average"])
 def test_a_resumed_run_ends_in_the_same_weights(tmp_path, kind):
     """From within an iteration, whose labels and whose head are on disk, and from before one."""
+    tiny_model().save_pretrained(tmp_path / "model")
     options = {"num_iterations": 2, "num_train_epochs": 2, "save_strategy": "epoch", "self_teacher": kind}
+    options["model"] = str(tmp_path / "model")
     whole = run(tmp_path / "whole", **options)
     for step in (2, 3):
         part = tmp_path / f"part-{step}"
@@ -154,6 +156,17 @@ def test_labels_that_are_gone_are_missed(tmp_path):
     for path in (tmp_path / "rollouts" / "iteration-1" / "soft-labels").glob("shard-*"):
         path.unlink()
     with pytest.raises(ValueError, match="lacks the soft labels of row"):
+        run(tmp_path, resume=True, **options)
+
+
+def test_an_average_that_is_gone_is_missed(tmp_path):
+    """It would begin again, from a policy that has been trained."""
+    options = {"num_iterations": 2, "save_strategy": "epoch", "self_teacher": "average"}
+    run(tmp_path, **options)
+    for name in ("checkpoint-2", "rollouts/iteration-2"):
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "rollouts" / "iteration-1" / "soft-labels" / "average.safetensors").unlink()
+    with pytest.raises(ValueError, match="average.safetensors is missing: the average of the iterations before"):
         run(tmp_path, resume=True, **options)
 
 

@@ -1,6 +1,7 @@
 """SPIN against its equation."""
 
 import math
+import string
 
 import pytest
 import torch
@@ -52,9 +53,18 @@ def triples(done, iteration: int = 1) -> list[tuple[list[int], list[int], list[i
     return [(e.context_ids, e.response_ids, made[e.id]["input_ids"]) for e in examples]
 
 
-@pytest.mark.parametrize("data", [conversations, plain_pairs])
-def test_rollouts_loss_and_gradient_equal_the_reference(tmp_path, data):
-    """Three steps over all rows: the policy moves away from the reference, which stays the iteration's first policy."""
+@pytest.mark.parametrize(
+    ("data", "sampling"),
+    [
+        (conversations, {}),
+        (plain_pairs, {"repetition_penalty": 0.5, "temperature": 0.8, "stop_strings": [*string.ascii_letters]}),
+    ],
+)
+def test_rollouts_loss_and_gradient_equal_the_reference(tmp_path, data, sampling):
+    """
+    Three steps over all rows: the policy moves away from the reference, which stays the iteration's first policy. However a
+    response was drawn, its likelihood is the policy's own.
+    """
     snapshots = Snapshots()
     done = run(
         tmp_path,
@@ -65,11 +75,12 @@ def test_rollouts_loss_and_gradient_equal_the_reference(tmp_path, data):
         spin_lambda=0.5,
         learning_rate=3e-3,
         max_grad_norm=1e9,
+        **sampling,
     )
     first, options = snapshots.models[0], done.sampling_options(derive_seed(done.args.seed, "rollouts", 1))
     rows = triples(done)
     for index, (x, _, z) in enumerate(rows):
-        assert z == reference_rollouts.sample(first, x, options, index)
+        assert z == reference_rollouts.sample(first, x, options, index, done._tokenizer)
     assert logged(done, "teacher/num_tokens") == [sum(2 * len(x) + len(y) + len(z) for x, y, z in rows)]
     for model, loss, norm in zip(snapshots.models, logged(done, "loss"), logged(done, "grad_norm"), strict=True):
         expected = reference_losses.spin(model, first, rows, lam=0.5)

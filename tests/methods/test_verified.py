@@ -1,6 +1,7 @@
 """Verified answers against their definition: which are sampled, which are kept, and what is trained on them."""
 
 import shutil
+import string
 
 import pytest
 import torch
@@ -106,6 +107,25 @@ def test_answers_that_do_not_end_or_do_not_fit_are_not_verified(tmp_path):
     for index, answers in kept(done).items():
         context = Example.from_row(index, done.train_dataset[index]).context_ids
         assert all(len(context) + len(z) <= longest and z[-1] % 3 == 0 for z in answers)
+
+
+def test_an_answer_that_a_string_ends_is_whole_and_is_verified_without_it(tmp_path):
+    """The string is learned with it, as the end of a turn is."""
+    strings = [*string.ascii_uppercase]
+    done = run(tmp_path, model=tiny_model(), verifier="tests.methods.accepting:without_capitals", stop_strings=strings)
+    options, accepted, expected = done.sampling_options(derive_seed(done.args.seed, "rollouts", 1)), 0, {}
+    for index, row in enumerate(done.train_dataset):
+        context, texts = Example.from_row(index, row).context_ids, {}
+        for key in sample_ids([index], 4):
+            z = reference_rollouts.sample(tiny_model(), context, options, key, done._tokenizer)
+            *said, last = done._tokenizer.decode(z)
+            if last in strings and "".join(said).strip():
+                accepted += 1
+                texts.setdefault("".join(said).strip(), z)
+        if texts:
+            expected[index] = [*texts.values()]
+    assert kept(done) == expected and accepted > 1
+    assert logged(done, "verified/acceptance_rate") == [accepted / 32]
 
 
 def test_an_iteration_without_accepted_answers_says_so(tmp_path, caplog):

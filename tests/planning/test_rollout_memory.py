@@ -12,7 +12,7 @@ from trl_exbias.planning.model import meta_model, model_facts
 from trl_exbias.planning.placement import Placement
 from trl_exbias.planning.rollout_memory import logits, reading, rollout_moments
 from trl_exbias.rollouts import SamplingOptions
-from trl_exbias.rollouts.sampling import choose_tokens
+from trl_exbias.rollouts.sampling import Prefixes, choose_tokens
 
 from ..gpu.memory import CountedMeter
 from ..tiny import tiny_model
@@ -57,8 +57,14 @@ def test_the_policys_identity_takes_five_integers_a_weight_of_its_largest_tensor
 
 @pytest.mark.parametrize(
     ("options", "on_gpu", "tiles"),
-    [({}, True, 5.0), ({}, False, 1.0), ({"top_p": 0.9}, False, 7.0), ({"temperature": 0.0}, False, 1.0)],
-    ids=["noise of a whole chunk", "noise in parts", "top-p", "greedy"],
+    [
+        ({}, True, 5.0),
+        ({}, False, 1.0),
+        ({"top_p": 0.9}, False, 7.0),
+        ({"temperature": 0.0}, False, 1.0),
+        ({"repetition_penalty": 1.2}, False, 3.25),
+    ],
+    ids=["noise of a whole chunk", "noise in parts", "top-p", "greedy", "penalty"],
 )
 @torch.no_grad()
 def test_drawing_takes_the_tiles_that_are_planned(model, options, on_gpu, tiles, monkeypatch):
@@ -67,7 +73,8 @@ def test_drawing_takes_the_tiles_that_are_planned(model, options, on_gpu, tiles,
     monkeypatch.setattr("trl_exbias.rollouts.noise._CHUNK_ELEMENTS", rows * VOCAB_SIZE)
     hidden, positions = torch.randn(1 << 10, 32), list(range(1 << 10))
     keys = [0] * len(positions), positions
-    found = counted_peak(lambda: choose_tokens(LMHead(model), hidden, SamplingOptions(**options), *keys))
+    prefixes = Prefixes({row: [1, 2, 3] for row in positions}, positions, [3] * len(positions))
+    found = counted_peak(lambda: choose_tokens(LMHead(model), hidden, SamplingOptions(**options), *keys, prefixes))
     assert found == pytest.approx(logits(VOCAB_SIZE, len(positions), tiles), rel=0.05)
 
 

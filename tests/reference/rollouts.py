@@ -8,9 +8,12 @@ from trl_exbias.rollouts.noise import add_gumbel_
 
 @torch.no_grad()
 def noisy_scores(model, prefix: list[int], options: SamplingOptions, example_id: int, position: int) -> torch.Tensor:
-    """What the next token is the argmax of: log p(. | prefix) with the noise of (seed, example, position), except for a constant."""
+    """What the next token is the argmax of: penalised log p(. | prefix) with the noise of (seed, example, position), except for a constant."""
     logits = model(torch.tensor([prefix], device=model.device)).logits[:, -1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    for token in set(prefix) if options.repetition_penalty != 1 else ():
+        scaled = logits[0, token] / options.repetition_penalty, logits[0, token] * options.repetition_penalty
+        logits[0, token] = scaled[0] if logits[0, token] > 0 else scaled[1]
     if options.temperature == 0:
         return logits[0]
     return add_gumbel_(logits / options.temperature, options.seed, [example_id], [position])[0]
@@ -21,12 +24,13 @@ def next_token(model, prefix: list[int], options: SamplingOptions, example_id: i
     return int(noisy_scores(model, prefix, options, example_id, position).argmax())
 
 
-def sample(model, prompt: list[int], options: SamplingOptions, example_id: int) -> list[int]:
-    """Cen 2024 Eq. 2: z_k ~ p(. | x, z_<k) until a stop token or the limit."""
+def sample(model, prompt: list[int], options: SamplingOptions, example_id: int, tokenizer=None) -> list[int]:
+    """Cen 2024 Eq. 2: z_k ~ p(. | x, z_<k) until a stop token, a stop string in the text, or the limit."""
+    strings = () if options.stop_strings is None else options.stop_strings.strings
     response: list[int] = []
     while len(response) < options.max_new_tokens:
         response.append(next_token(model, prompt + response, options, example_id, len(response)))
-        if response[-1] in options.stop_token_ids:
+        if response[-1] in options.stop_token_ids or any(string in tokenizer.decode(response) for string in strings):
             break
     return response
 

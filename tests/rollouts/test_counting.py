@@ -5,9 +5,11 @@ import logging
 import pytest
 
 from trl_exbias.loop.degenerate import check_rollouts
-from trl_exbias.rollouts import SamplingOptions
+from trl_exbias.rollouts import SamplingOptions, StopStrings
 from trl_exbias.rollouts.counting import DEGENERATE, EMPTY, LENGTH, REPEATED, TRUNCATED, UNFINISHED, CountingEngine
 from trl_exbias.run.errors import DegenerateRolloutsError
+
+from ..tiny import byte_tokenizer
 
 
 STOP = 0
@@ -21,14 +23,16 @@ class Says:
         return self.responses
 
 
-def rates(responses, stop_token_ids=(STOP,), **options) -> dict[str, tuple[float, float]]:
+def rates(responses, stop_token_ids=(STOP,), stop_strings=None, **options) -> dict[str, tuple[float, float]]:
     counted = {}
 
     def count(name, total, number):
         counted[name] = (total, number)
 
     engine = CountingEngine(Says(responses), count, **options)
-    drawn = engine.sample([[1]] * len(responses), SamplingOptions(stop_token_ids=stop_token_ids))
+    drawn = engine.sample(
+        [[1]] * len(responses), SamplingOptions(stop_token_ids=stop_token_ids, stop_strings=stop_strings)
+    )
     assert drawn == responses
     return counted
 
@@ -44,6 +48,15 @@ def test_a_response_that_broke_off_is_degenerate():
     responses = [[5, 9, STOP], [5, 6, STOP], [5, 9], [STOP]]
     found = rates(responses, is_unfinished=lambda response: response[-2:-1] == [9] or response == [STOP])
     assert (found[UNFINISHED], found[EMPTY], found[TRUNCATED], found[DEGENERATE]) == ((1, 4), (1, 4), (1, 4), (3, 4))
+
+
+def test_a_response_that_a_string_ends_is_not_cut_off():
+    """The string's own tokens are nothing said, as the stop token is not."""
+    tokenizer = byte_tokenizer()
+    responses = [tokenizer.encode(text) for text in ("Yes. Q:", "Q:", "Yes.", "Q", "aaaaaaaaQ:")]
+    found = rates([*responses, [5, STOP]], stop_strings=StopStrings(tokenizer, ["Q:"]))
+    assert found[TRUNCATED] == (2, 6) and found[EMPTY] == (1, 6) and found[REPEATED] == (1, 6)
+    assert found[UNFINISHED] == (0, 6) and found[DEGENERATE] == (4, 6)
 
 
 def test_a_horizon_is_not_cut_off():

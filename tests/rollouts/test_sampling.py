@@ -1,8 +1,9 @@
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from trl_exbias.rollouts import SamplingOptions
-from trl_exbias.rollouts.sampling import filter_logits_
+from trl_exbias.rollouts.sampling import Prefixes, filter_logits_, penalise_
 
 
 def kept(logits, **options):
@@ -38,6 +39,24 @@ def test_min_p_is_relative_to_the_most_probable_token_and_comes_first():
     assert kept(logits, top_p=0.6) == [True, True, False, False]
 
 
+@pytest.mark.parametrize("penalty", [1.7, 0.6])
+def test_a_repetition_penalty_is_transformers(penalty):
+    """Draws that share a sequence see as much of it as comes before them; tokens that occur twice count once."""
+    torch.manual_seed(0)
+    logits, sequences, rows, lengths = (
+        torch.randn(5, 9),
+        {4: [3, 3, 7], 2: [1, 8, 8, 0]},
+        [4, 4, 2, 2, 2],
+        [1, 3, 1, 3, 4],
+    )
+    found = logits.clone()
+    penalise_(found, Prefixes(sequences, rows, lengths).occurred(slice(0, 5), 9, logits.device), penalty)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        prefix = torch.tensor([sequences[row][:length]])
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(prefix, logits[i : i + 1].clone())
+        assert torch.equal(found[i : i + 1], expected)
+
+
 def test_excluded_tokens_are_gone_before_anything_else():
     assert kept([1.0, 5.0, 2.0], excluded_token_ids=(1,), top_k=1) == [False, False, True]
 
@@ -61,6 +80,7 @@ def test_top_p_acts_on_the_tempered_distribution():
         ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\]"),
         ({"top_k": -1}, "`top_k` must be 0"),
         ({"min_p": 1.1}, r"`min_p` must be in \[0, 1\]"),
+        ({"repetition_penalty": 0.0}, "`repetition_penalty` must be above 0"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1"),
     ],
 )

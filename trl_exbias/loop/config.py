@@ -1,6 +1,7 @@
 """Configuration of the iterative trainers."""
 
 import logging
+import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +13,9 @@ from trl import SFTConfig
 
 from ..chat.conversations import TEMPLATE_KWARGS, template_kwargs_of
 from ..core.errors import UsageError, UsageTypeError
+from ..rollouts.stop_strings import stop_strings_problem
 from ..rollouts.vllm.verbs import MIX_STRATEGIES
+from .sft_settings import problems_with_branches
 
 
 logger = logging.getLogger(__name__)
@@ -21,6 +24,8 @@ ENGINES = ("transformers", "vllm")
 TURNS = ("last", "all")
 #: Trackers that show a table of rollouts; TensorBoard shows it as text.
 TRACKERS = ("trackio", "wandb", "tensorboard")
+# Settings of rollouts that runs have been made without.
+_LATER_ROLLOUT_SETTINGS = ("min_p", "repetition_penalty", "stop_strings")
 
 
 @dataclass
@@ -140,6 +145,20 @@ class IterativeSFTConfig(SFTConfig):
             "help": "Rollouts are drawn from tokens at least this many times as probable as the most probable one; 0 is all."
         },
     )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata={
+            "help": "When rollouts are drawn, positive logits of tokens that are in the prompt or the response so far are divided by "
+            "this, negative ones multiplied. 1 is off; above 1, tokens are repeated less."
+        },
+    )
+    stop_strings: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Strings that end a rollout, after the token that completes one, as an end-of-turn token does. Default: "
+            "end-of-turn tokens alone."
+        },
+    )
     sft_weight: float = field(default=1.0, metadata={"help": "Weight of the gold response's loss in joint training."})
     rollout_weight: float = field(default=1.0, metadata={"help": "Weight of the rollouts' loss in joint training."})
     max_degenerate_rate: float = field(
@@ -197,12 +216,14 @@ class IterativeSFTConfig(SFTConfig):
                 f"`epochs_per_iteration` must be one positive number for each of the {self.num_iterations} iterations, "
                 f"got {epochs!r}."
             )
+        if self.stop_strings is not None and (problem := stop_strings_problem(self.stop_strings)) is not None:
+            found.append(problem)
         try:
             template_kwargs_of({TEMPLATE_KWARGS: self.chat_template_kwargs})
         except ValueError as error:
             found.append(str(error))
         if not self.is_plain_sft:
-            found += _problems_with_branches(self)
+            found += problems_with_branches(self)
         if _number(self.num_iterations) == 0 and _number(self.sft_epochs) == 0 and self.max_steps <= 0:
             found.append("`num_iterations=0` and `sft_epochs=0` leave nothing to train.")
         return found
@@ -243,6 +264,7 @@ class IterativeSFTConfig(SFTConfig):
                 ("top_p", 0 < _number(self.top_p) <= 1, "in (0, 1]"),
                 ("top_k", _number(self.top_k) >= 0, "0 (off) or more"),
                 ("min_p", 0 <= _number(self.min_p) <= 1, "in [0, 1]; 0 is off"),
+                ("repetition_penalty", 0 < _number(self.repetition_penalty) < math.inf, "above 0; 1 is off"),
                 ("max_degenerate_rate", 0 <= _number(self.max_degenerate_rate) <= 1, "in [0, 1]"),
                 ("sft_weight", _number(self.sft_weight) >= 0, "0 or more"),
                 ("rollout_weight", _number(self.rollout_weight) >= 0, "0 or more"),
@@ -272,8 +294,9 @@ class IterativeSFTConfig(SFTConfig):
     def rollout_settings(self) -> dict[str, Any]:
         """The settings that the rollouts of a run depend on."""
         found = {name: getattr(self, name) for name in self._rollout_settings}
-        # Where it is off it is not named: rollouts that were made before there was one are still a run's own.
-        return {**found, "min_p": self.min_p} if self.min_p else found
+        # Where one is off it is not named: rollouts that were made before there was one are still a run's own.
+        later = {name: getattr(self, name) for name in _LATER_ROLLOUT_SETTINGS}
+        return found | {name: value for name, value in later.items() if value != getattr(IterativeSFTConfig, name)}
 
     @classmethod
     def from_args(cls, args: TrainingArguments | None, model: Any, trainer: type[Any]) -> "IterativeSFTConfig":
@@ -301,42 +324,6 @@ class IterativeSFTConfig(SFTConfig):
             f"A {cls.__name__} sets `sft_epochs` and `num_iterations`."
         )
         return config
-
-
-def _problems_with_branches(args: IterativeSFTConfig) -> list[str]:
-    """Settings of TRL's that a run with rollouts cannot have; each is on the page "Differences from SFTTrainer"."""
-    found = [
-        f"`{name}=True` is not supported together with branches ({reason}). Set `{name}=False`."
-        for name, reason in (
-            ("packing", "a packed row mixes several contexts; branches share one context already"),
-            ("padding_free", "it flattens a batch into one row, which branches cannot share"),
-        )
-        if getattr(args, name)
-    ]
-    if args.truncation_mode != "keep_start":
-        found.append(
-            f"`truncation_mode={args.truncation_mode!r}` would cut the prompt; only 'keep_start' is supported together with "
-            "branches."
-        )
-    if args.label_smoothing_factor:
-        found.append(
-            "`label_smoothing_factor` is not supported together with branches: it needs the full logits, which are never "
-            "built. Set it to 0."
-        )
-    if args.enable_jit_checkpoint:
-        found.append("`enable_jit_checkpoint` is not needed: a run saves at SIGTERM by itself. Leave it off.")
-    if args.auto_find_batch_size:
-        found.append(
-            "`auto_find_batch_size=True` is not supported together with rollouts: after an out-of-memory error it starts "
-            "the run again, with weights that have been trained already. Lower `per_device_train_batch_size` and raise "
-            "`gradient_accumulation_steps` instead; `exbias check` plans the memory."
-        )
-    if args.train_sampling_strategy == "batch_rebalance":
-        found.append(
-            "`train_sampling_strategy='batch_rebalance'` is not supported together with rollouts: its batches have as many "
-            "rows as their gold lengths suggest, which branches change. Use 'group_by_length'."
-        )
-    return found
 
 
 def _number(value: Any) -> float:

@@ -16,7 +16,7 @@ from ..core.data import Example
 from ..core.fingerprint import weights_fingerprint
 from ..core.joint_dataset import JointDataset
 from ..core.token_ids import TokenIds
-from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, TransformersEngine
+from ..rollouts import RolloutEngine, SamplingOptions, SplitEngine, StopStrings, TransformersEngine
 from ..rollouts.local.lockstep import lockstep
 from ..rollouts.vllm.phase import (
     PolicyToServe,
@@ -46,6 +46,7 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
     rollout_stats: RolloutStats
     _policy_checked = False
     stop_token_ids: tuple[int, ...]
+    stop_strings: StopStrings | None
     is_unfinished: Callable[[TokenIds], bool]
     sequence_lengths: np.ndarray
     response_lengths: np.ndarray
@@ -84,8 +85,10 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
             top_p=self.args.top_p,
             top_k=self.args.top_k,
             min_p=self.args.min_p,
+            repetition_penalty=self.args.repetition_penalty,
             max_new_tokens=getattr(self.args, "max_new_tokens", 256),
             stop_token_ids=self.stop_token_ids,
+            stop_strings=self.stop_strings,
             seed=seed,
         )
 
@@ -118,6 +121,8 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
     def _set_up_sampling(self, template_kwargs: dict[str, Any]) -> None:
         template = self.inference_template
         self.stop_token_ids = stop_token_ids(self._tokenizer, self.model.generation_config, template, **template_kwargs)
+        strings = self.args.stop_strings
+        self.stop_strings = None if strings is None else StopStrings(self._tokenizer, strings)
         self.is_unfinished = unfinished_test(self._tokenizer, turn_end(self._tokenizer, template, **template_kwargs))
 
     def _check_policy(self) -> None:

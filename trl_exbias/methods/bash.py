@@ -24,6 +24,8 @@ class BASHTrainer(IterativeSFTTrainer):
 
     `J = J_SFT + J_BASH`,  `J_BASH = − mean_j log p_θ(y_j | x, ŷ_<j)`  (Eq. 5): the label is always gold.
 
+    A `repetition_penalty` looks at the prompt and at the mixed prefix ŷ_<j, the gold tokens in it included.
+
     Differs from [`IterativeSFTTrainer`] only in `build_branches`.
 
     Requirements: as [`IterativeSFTTrainer`]; works on prompt-completion, conversational, plain-text and tokenised data

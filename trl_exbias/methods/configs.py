@@ -57,6 +57,10 @@ class BASHConfig(IterativeSFTConfig):
         found = super().problems()
         if not 0 <= _number(self.beta) <= 1:
             found.append(f"`beta` must be a probability in [0, 1], got {self.beta!r}.")
+        if self.stop_strings is not None:
+            found.append(
+                "`stop_strings` ends responses of the policy's own; a mixed response is as long as gold. Leave it out."
+            )
         found += gate_problems(self.gate, self.gate_epsilon)
         try:
             CorrectionTemplate(self.gate_template)

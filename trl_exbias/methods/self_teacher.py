@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 
 from ..core.errors import UsageError
 from ..core.files import write_atomically
+from ..run.rollout_store import RolloutStoreError
 from .configs import AVERAGE, BASE
 from .dad_dagger.teacher import Teacher
 
@@ -43,19 +44,23 @@ class SelfTeacher:
         self._loaded: torch.nn.Module | None = None
 
     @contextlib.contextmanager
-    def ready(self, folder: Path, before: Path, writes_files: bool) -> Iterator[None]:
+    def ready(self, folder: Path, before: Path | None, writes_files: bool) -> Iterator[None]:
         """
         For the length of a rollout phase, what `reading` needs.
 
         Args:
-            folder (`Path`), before (`Path`): Where the average of the iteration is kept, and that of the one before it.
+            folder (`Path`), before (`Path`, *optional*): Where the average of the iteration is kept, and that of the one before it;
+                `None` in the first.
             writes_files (`bool`): Whether this process is the one that keeps it.
+
+        Raises:
+            RolloutStoreError: where the average before is gone.
         """
         with contextlib.ExitStack() as stack:
             if self.kind == BASE and self.base is not None:
                 self._loaded = stack.enter_context(self.base.loaded())
             elif self.kind == AVERAGE:
-                self._average = self._averaged(before / _AVERAGE_FILE)
+                self._average = self._averaged(None if before is None else before / _AVERAGE_FILE)
                 if writes_files:
                     write_atomically(folder / _AVERAGE_FILE, save(self._average))
             try:
@@ -77,11 +82,16 @@ class SelfTeacher:
         else:
             yield self.model
 
-    def _averaged(self, before: Path) -> dict[str, torch.Tensor]:
+    def _averaged(self, before: Path | None) -> dict[str, torch.Tensor]:
         """`decay · the average before + (1 − decay) · the policy`; the first average is the policy itself."""
         now = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self._trained()}
-        if not before.is_file():
+        if before is None:
             return now
+        if not before.is_file():
+            raise RolloutStoreError(
+                f"{before} is missing: the average of the iterations before. Restore it from a copy, or start over with "
+                "`overwrite_output_dir=True` or another `output_dir`."
+            )
         return {name: value.lerp_(now[name], 1 - self.decay) for name, value in load_file(before).items()}
 
     @contextlib.contextmanager

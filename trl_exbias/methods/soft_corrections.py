@@ -71,7 +71,8 @@ class SoftlyCorrectingTrainer(SoftlyScoringTrainer):
             if not self._labels_softly:
                 yield engine
                 return
-            folder, before = self._labels_folder(self._iteration), self._labels_folder(self._iteration - 1)
+            folder = self._labels_folder(self._iteration)
+            before = None if self._iteration == 1 else self._labels_folder(self._iteration - 1)
             folder.mkdir(parents=True, exist_ok=True)
             with self._self_teacher.ready(folder, before, self.processes.writes_files):
                 self._keep_head(folder / _HEAD_FILE)
@@ -137,7 +138,9 @@ class SoftlyCorrectingTrainer(SoftlyScoringTrainer):
     def _head_from(self, path: Path) -> LMHead | None:
         if self.args.teacher_top_k is not None:
             return None
-        tensors, head = load_file(path, device=str(self.accelerator.device)), copy.copy(LMHead(self.model))
+        # Moved afterwards: safetensors does not take every name of a device ("cpu:0", of one process of several).
+        tensors = {name: tensor.to(self.accelerator.device) for name, tensor in load_file(path).items()}
+        head = copy.copy(LMHead(self.model))
         rows, width = tensors["weight"].shape
         projection = torch.nn.Linear(width, rows, bias="bias" in tensors, device="meta", dtype=tensors["weight"].dtype)
         projection.load_state_dict(tensors, assign=True)

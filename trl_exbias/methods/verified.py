@@ -105,7 +105,10 @@ class VerifiedAnswersTrainer(IterativeSFTTrainer):
         gold = reference_text(example.row, self.processing_class, self.inference_template).strip()
         accepted, distinct = 0, dict[str, list[int]]()
         for tokens in answers:
-            text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+            if options.stop_strings is not None:
+                text = options.stop_strings.text_before(text)
+            text = text.strip()
             if not text or not room or not self._accepts(tokens, text, gold, example, room, options):
                 continue
             accepted += 1
@@ -124,7 +127,7 @@ class VerifiedAnswersTrainer(IterativeSFTTrainer):
         if self._verifies is None:
             return True
         # An answer that was cut off is none: its labels would not teach how to end one.
-        is_whole = tokens[-1] in options.stop_token_ids and len(tokens) <= room
+        is_whole = options.ended(tokens) and len(tokens) <= room
         return is_whole and accepts(self._verifies, text, gold, example.row)
 
     def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:

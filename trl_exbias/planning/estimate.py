@@ -160,6 +160,7 @@ class _Planner:
                 self.placement,
                 self._rollout_tokens(phase, layout),
                 self.args.top_p < 1,
+                self.args.repetition_penalty != 1,
                 self.reads_for_labels,
                 self.args.vllm_gpu_memory_utilization,
                 self.device_bytes,

@@ -19,6 +19,8 @@ _VLLM_SHARE = 0.85
 # logarithm, on a GPU for the whole chunk at once; a CPU makes it in small parts. Top-p sorts: values, indices, probabilities, sums.
 _TILES_NOISE = 5.0
 _TILES_TOP_P = 7.0
+# A repetition penalty: the logits, the first place of each token of a sequence, the same for each draw, and a mask.
+_TILES_PENALTY = 3.25
 # Ranking alone: the logits, and the head's product before it becomes float32.
 _TILES_RANKING = 1.5
 # Integers of 8 bytes for each weight of a chunk whose identity is worked out.
@@ -31,6 +33,7 @@ def rollout_moments(
     placement: Placement,
     batch_tokens: int,
     draws_top_p: bool = False,
+    penalises: bool = False,
     labels: bool = False,
     vllm_gpu_share: float | None = None,
     device_bytes: int | None = None,
@@ -42,6 +45,7 @@ def rollout_moments(
     Args:
         batch_tokens (`int`): Tokens of a batch, prompts and responses.
         draws_top_p (`bool`): Whether `top_p` is below 1.
+        penalises (`bool`): Whether there is a `repetition_penalty`.
         labels (`bool`): Whether the policy reads whole batches for labels (RAC, SPIN).
         vllm_gpu_share (`float`, *optional*): `vllm_gpu_memory_utilization`.
         device_bytes (`int`, *optional*): Memory of the whole device, where known.
@@ -63,6 +67,7 @@ def rollout_moments(
         prefill = _PREFILL_TOKENS["cpu"] if placement.cpu else _PREFILL_TOKENS_ELSEWHERE
         read = reading(facts, min(batch_tokens, prefill), placement)
         tiles = _TILES_TOP_P if draws_top_p else _TILES_RANKING if placement.cpu else _TILES_NOISE
+        tiles = max(tiles, _TILES_PENALTY if penalises else 0)
         drawn = logits(facts.vocab_size, batch_tokens, tiles)
         moments.append(Moment("reading prompts", {**parts, "activations": copies + read, **cache}))
         moments.append(Moment("drawing tokens", {**parts, "activations": copies, **cache, "LM head": drawn}))

@@ -1,6 +1,7 @@
 from .engine import RolloutEngine, SamplingOptions
 from .local.engine import TransformersEngine
 from .split import SplitEngine
+from .stop_strings import StopStrings
 from .vllm.engine import VLLMEngine
 from .vllm.process import RolloutEngineError
 from .vllm.server import VLLMServerEngine
@@ -11,6 +12,7 @@ __all__ = [
     "RolloutEngineError",
     "SamplingOptions",
     "SplitEngine",
+    "StopStrings",
     "TransformersEngine",
     "VLLMEngine",
     "VLLMServerEngine",

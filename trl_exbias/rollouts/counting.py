@@ -25,7 +25,7 @@ class CountingEngine:
         is_unfinished (`Callable[[Sequence[int]], bool]`, *optional*):
             Whether a response that has ended broke off; see [`~trl_exbias.chat.stop_tokens.unfinished_test`].
 
-    Shares of the sequences that were free to end: `rollout/empty_rate` have no token besides the stop token,
+    Shares of the sequences that were free to end: `rollout/empty_rate` have no token besides the stop token or string,
     `rollout/unfinished_rate` ended at a marker in the middle of a turn, `rollout/truncation_rate` met `max_new_tokens`,
     `rollout/repeated_rate` are one token, eight times or more; `rollout/degenerate_rate` any of them.
     """
@@ -42,14 +42,15 @@ class CountingEngine:
         self, prompts: Sequence[TokenIds], options: SamplingOptions, example_ids: Sequence[int] | None = None
     ) -> list[list[int]]:
         drawn = self.engine.sample(prompts, options, example_ids)
-        stops = set(options.stop_token_ids)
+        stops, strings = set(options.stop_token_ids), options.stop_strings
         rates = {EMPTY: 0, UNFINISHED: 0, TRUNCATED: 0, REPEATED: 0, DEGENERATE: 0}
         for tokens in drawn:
-            said = tokens[:-1] if tokens and tokens[-1] in stops else tokens
+            stopped = bool(tokens) and tokens[-1] in stops
+            said = tokens[:-1] if stopped else tokens if strings is None else strings.said(tokens)
             empty = not said
-            unfinished = not empty and said is not tokens and self.is_unfinished(tokens)
-            # Without stop tokens the length is the caller's: a horizon, not a response.
-            truncated = bool(stops) and not empty and said is tokens
+            unfinished = not empty and stopped and self.is_unfinished(tokens)
+            # Without stop tokens and strings the length is the caller's: a horizon, not a response.
+            truncated = (bool(stops) or strings is not None) and not empty and said is tokens
             repeated = len(said) >= _REPEATED_TOKENS and len(set(said)) == 1
             found = {EMPTY: empty, UNFINISHED: unfinished, TRUNCATED: truncated, REPEATED: repeated}
             for name, wrong in {**found, DEGENERATE: any(found.values())}.items():

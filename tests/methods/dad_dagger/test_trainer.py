@@ -502,16 +502,32 @@ def test_imitkd_has_no_gradient_from_the_datas_labels(tmp_path):
     assert torch.equal(weights(first), weights(made))
 
 
-@pytest.mark.parametrize("options", [{}, {"teacher_top_k": 4}, {"cache_teacher": False}], ids=["hidden", "top", "fly"])
-def test_a_distilling_run_resumed_from_any_checkpoint_is_bit_equal(tmp_path, options):
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        ((1, 2), {}),
+        ((1, 2), {"teacher_top_k": 4}),
+        ((1, 2), {"cache_teacher": False}),
+        ((2,), {"divergence": "reverse_kl"}),
+        ((2,), {"divergence": "jensen_shannon", "jsd_beta": 0.3}),
+        ((2,), {"gate": "relative"}),
+        ((2,), {"gate": "threshold", "divergence": "reverse_kl", "cache_teacher": False}),
+    ],
+    ids=["hidden", "top", "fly", "reverse", "js", "gated", "gated-fly"],
+)
+def test_a_distilling_run_resumed_from_any_checkpoint_is_bit_equal(tmp_path, steps, options):
     import shutil
 
     whole = run(
         tmp_path / "whole", num_iterations=3, num_train_epochs=1, save_strategy="steps", save_steps=1, **options
     )
-    for step in (1, 2):
+    for step in steps:
         shutil.copytree(tmp_path / "whole", tmp_path / f"from-{step}")
-        for path in (tmp_path / f"from-{step}").glob("checkpoint-*"):
+        # Step n is iteration n's only one: the next one's rollouts are made again.
+        for path in [
+            *(tmp_path / f"from-{step}").glob("checkpoint-*"),
+            *(tmp_path / f"from-{step}").glob("rollouts/*"),
+        ]:
             if int(path.name.split("-")[1]) > step:
                 shutil.rmtree(path)
         resumed = run(

@@ -3,18 +3,19 @@
 import itertools
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from trl_exbias.rollouts import RolloutEngine, SamplingOptions, TransformersEngine
+from trl_exbias.rollouts import RolloutEngine, SamplingOptions, StopStrings, TransformersEngine
 from trl_exbias.rollouts.local import engine as engine_module
 from trl_exbias.rollouts.local import sessions
 
 from ...reference import rollouts as reference
 from ...rows import masks_for, random_rows
-from ...tiny import VOCAB_SIZE, tiny_model
+from ...tiny import VOCAB_SIZE, byte_tokenizer, tiny_model
 
 
 ARCHITECTURES = ["qwen2", "mistral", "gemma2", "gpt2", "gpt_neo", "bloom"]
@@ -49,6 +50,31 @@ def test_mix_equals_the_sequential_algorithm(architecture, beta, rows):
     expected = [reference.mix(model, *row, OPTIONS, i) for i, row in enumerate(zip(*rows, masks, strict=True))]
     assert found == expected
     assert found != rows[1]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "bloom"], ids=["rows at different positions", "rows alike"])
+def test_a_repetition_penalty_sees_the_prompt_and_the_response_so_far(architecture, rows):
+    """In a mix, it sees the mixed prefix: by windows of the guess, and token by token."""
+    model, options, masks = tiny_model(architecture), replace(OPTIONS, repetition_penalty=0.4), masks_for(rows[1], 0.5)
+    engine, plain = TransformersEngine(model, 0), replace(options, repetition_penalty=1.0)
+    sampled, mixed = engine.sample(rows[0], options), engine.mix(*rows, masks, options)
+    assert sampled == [reference.sample(model, prompt, options, i) for i, prompt in enumerate(rows[0])]
+    assert mixed == [reference.mix(model, *row, options, i) for i, row in enumerate(zip(*rows, masks, strict=True))]
+    assert sampled != engine.sample(rows[0], plain) and mixed != engine.mix(*rows, masks, plain)
+
+
+def test_penalty_and_stop_strings_are_those_of_generate(rows):
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    engine, greedy = TransformersEngine(model, 0), SamplingOptions(temperature=0, max_new_tokens=12)
+    said = [tokenizer.decode(response) for response in engine.sample(rows[0], replace(greedy, repetition_penalty=1.3))]
+    strings = [text[5:7] for text in said[:5]]
+    options = replace(greedy, repetition_penalty=1.3, stop_strings=StopStrings(tokenizer, strings))
+    found = engine.sample(rows[0], options)
+    for prompt, response in zip(rows[0], found, strict=True):
+        settings = {"do_sample": False, "max_new_tokens": 12, "repetition_penalty": 1.3, "pad_token_id": 0}
+        whole = model.generate(torch.tensor([prompt]), stop_strings=strings, tokenizer=tokenizer, **settings)
+        assert response == whole[0, len(prompt) :].tolist()
+    assert len(set(map(len, found))) > 2, "rows that end at different lengths are what is tested"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -15,14 +15,21 @@ import pytest
 import torch
 
 from trl_exbias.core.likelihood import label_nll
-from trl_exbias.rollouts import RolloutEngine, RolloutEngineError, SamplingOptions, TransformersEngine, VLLMEngine
+from trl_exbias.rollouts import (
+    RolloutEngine,
+    RolloutEngineError,
+    SamplingOptions,
+    StopStrings,
+    TransformersEngine,
+    VLLMEngine,
+)
 from trl_exbias.rollouts.noise import sample_ids
 from trl_exbias.rollouts.vllm import engine as vllm_module
 from trl_exbias.rollouts.vllm.probe import WeightProbe
 from trl_exbias.rollouts.vllm.upstream import NEWEST, OLDEST
 
 from ...marks import needs_vllm
-from ...tiny import VOCAB_SIZE, tiny_model
+from ...tiny import VOCAB_SIZE, byte_tokenizer, tiny_model
 from ..local.test_engine import masks_for, random_rows
 
 
@@ -92,6 +99,28 @@ class TestVerbs:
         for engine in (own, *engines.values()):
             assert engine.sample(rows[0], options) == greedy
             assert engine.mix(*rows, masks, options) == mixed
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize("penalty", [1.7, 0.6])
+    def test_a_repetition_penalty_is_the_transformers_engines(self, engines, own, rows, strategy, penalty):
+        """What was drawn, forced, or given between two draws has occurred, as the prompt has."""
+        options, masks = replace(GREEDY, repetition_penalty=penalty), masks_for(rows[1], 0.5)
+        sampled, mixed = own.sample(rows[0], options), own.mix(*rows, masks, options)
+        assert engines[strategy].sample(rows[0], options) == sampled
+        assert engines[strategy].mix(*rows, masks, options) == mixed
+        assert sampled != own.sample(rows[0], GREEDY) and mixed != own.mix(*rows, masks, GREEDY)
+
+    def test_stop_strings_end_responses_where_they_end_the_transformers_engines(self, engines, own, rows, monkeypatch):
+        tokenizer = byte_tokenizer()
+        said = [tokenizer.decode(response) for response in own.sample(rows[0], replace(GREEDY, stop_token_ids=()))]
+        options = replace(GREEDY, stop_strings=StopStrings(tokenizer, [text[5:7] for text in said[:4]]))
+        expected = own.sample(rows[0], options)
+        assert expected != own.sample(rows[0], GREEDY)
+        for is_cut in (True, False):
+            if not is_cut:  # the process itself ends them there
+                monkeypatch.setattr(StopStrings, "cut", lambda strings, response: response)
+            for engine in engines.values():
+                assert engine.sample(rows[0], options) == expected
 
     def test_excluded_tokens_are_never_drawn(self, engines, own, rows):
         usual = own.sample(rows[0], GREEDY)

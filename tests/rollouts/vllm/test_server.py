@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import signal
+import string
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -17,13 +19,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_exbias import BASHConfig, BASHTrainer
-from trl_exbias.rollouts import RolloutEngine, RolloutEngineError, SamplingOptions, TransformersEngine, VLLMServerEngine
+from trl_exbias.rollouts import (
+    RolloutEngine,
+    RolloutEngineError,
+    SamplingOptions,
+    StopStrings,
+    TransformersEngine,
+    VLLMServerEngine,
+)
 from trl_exbias.rollouts.vllm import server as vllm_server
 
 from ...loop.runs import config, trainer
 from ...marks import needs_vllm
 from ...ports import free_port
-from ...tiny import conversations, tiny_model
+from ...tiny import byte_tokenizer, conversations, tiny_model
 from ..local.test_engine import masks_for, random_rows
 from .test_engine import GREEDY, probe_of, vllm_tiny_model
 
@@ -104,6 +113,9 @@ class TestAgainstARealServer:
             assert engine.sample(rows[0], GREEDY) == own.sample(rows[0], GREEDY)
             assert engine.mix(*rows, masks, GREEDY) == own.mix(*rows, masks, GREEDY)
             assert engine.label(*rows) == own.label(*rows)
+            strings = StopStrings(byte_tokenizer(), [*string.ascii_letters])
+            sampling = replace(GREEDY, repetition_penalty=1.7, stop_strings=strings, stop_token_ids=())
+            assert engine.sample(rows[0], sampling) == own.sample(rows[0], sampling)
             options, order = SamplingOptions(seed=3), [7, 2]
             some = engine.mix(*([part[i] for i in order] for part in (*rows, masks)), options, order)
             assert some == [engine.mix(*rows, masks, options)[i] for i in order]

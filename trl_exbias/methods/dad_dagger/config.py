@@ -144,6 +144,10 @@ class DaDDaggerConfig(IterativeSFTConfig):
             )
         if self.loss_type != "nll":
             found.append(f"`loss_type` must be 'nll', got {self.loss_type!r}: the hard labels' loss is Eq. 5's.")
+        if self.stop_strings is not None:
+            found.append(
+                "`stop_strings` ends responses; a rollout of DaD-DAgger is a horizon of `rollout_length` tokens. Leave it out."
+            )
         found += divergence_problems(self.divergence, self.jsd_beta, None if self.alpha < 1 else "alpha=1")
         found += gate_problems(self.gate, self.gate_epsilon)
         if self.gate is not None and not 0 < _number(self.alpha) < 1:

@@ -23,7 +23,7 @@ from ...core.modeling import LMHead, inference, position_limit
 from ...core.reading import most_probable, pad_right, read_along
 from ...core.token_ids import TokenIds, check_prompts
 from ..engine import SamplingOptions, check_mix
-from ..sampling import choose_tokens
+from ..sampling import Prefixes, choose_tokens, draws_after
 from .cache_probe import Rows, rows_of
 from .forward_cost import forward_overhead_tokens
 from .scripts import FreeRunning, Mixing
@@ -188,11 +188,12 @@ class TransformersEngine:
         last = session.prefill([prompts[row] for row in rows])
         in_cache, places = [*rows], [*range(len(rows))]
         while True:
-            chosen = self._next_tokens(rows, last, places, responses, script, options, ids)
-            going = []
-            for row, place, token in zip(rows, places, chosen, strict=True):
+            chosen = self._next_tokens(rows, last, places, prompts, responses, script, options, ids)
+            for row, token in zip(rows, chosen, strict=True):
                 responses[row].append(token)
-                if script.ended(row, responses[row]):
+            ended, going = script.ended(rows, [responses[row] for row in rows]), []
+            for row, place, is_last in zip(rows, places, ended, strict=True):
+                if is_last:
                     # Assigned whole, once: a batch that runs out of memory is run again from the start.
                     out[row] = script.complete(row, responses[row])
                     self._report(row, len(responses[row]))
@@ -221,6 +222,7 @@ class TransformersEngine:
         rows: list[int],
         last: torch.Tensor,
         places: list[int],
+        prompts: Sequence[TokenIds],
         responses: Mapping[int, Sequence[int]],
         script: Any,
         options: SamplingOptions,
@@ -231,7 +233,11 @@ class TransformersEngine:
         free = [i for i, token in enumerate(tokens) if token is None]
         keys = [ids[rows[i]] for i in free], [len(responses[rows[i]]) for i in free]
         hidden = last[[places[i] for i in free]]
-        for i, token in zip(free, choose_tokens(self.head, hidden, options, *keys), strict=True):
+        prefixes = None
+        if options.repetition_penalty != 1:
+            before = {i: [*prompts[rows[i]], *responses[rows[i]]] for i in free}
+            prefixes = Prefixes(before, free, [*map(len, before.values())])
+        for i, token in zip(free, choose_tokens(self.head, hidden, options, *keys, prefixes), strict=True):
             tokens[i] = token
         return tokens
 
@@ -256,7 +262,7 @@ class TransformersEngine:
 
         def draw(hidden: torch.Tensor, asked: list[tuple[int, int]]) -> dict[int, int]:
             """Draws the token after each (row, query) into the guess; returns each row's first change."""
-            keys = [ids[row] for row, _ in asked], [query + 1 - len(prompts[row]) for row, query in asked]
+            keys = draws_after(asked, guess, prompts, ids)
             first_change: dict[int, int] = {}
             for (row, query), token in zip(asked, choose_tokens(self.head, hidden, options, *keys), strict=True):
                 if guess[row][query + 1] != token:

@@ -19,6 +19,7 @@ import torch
 
 from ...core.errors import MissingPackageError, UsageError
 from ...core.surfaces import is_within
+from ..stop_strings import StopStrings
 from .probe import WeightProbe
 from .process import EngineLost, EngineProcess, RolloutEngineError
 from .upstream import NEWEST, OLDEST
@@ -142,8 +143,11 @@ class VLLMEngine(VLLMVerbs):
             self._process.close()
             self._process = None
 
-    def _generate(self, prompts: list[list[int]], params: list[dict[str, Any]]) -> list[list[int]]:
-        return self._call("generate", prompts=prompts, params=params)
+    def _generate(
+        self, prompts: list[list[int]], params: list[dict[str, Any]], stop_strings: StopStrings | None = None
+    ) -> list[list[int]]:
+        stop = None if stop_strings is None else stop_strings.saved()
+        return self._call("generate", prompts=prompts, params=params, stop=stop)
 
     def _score(self, sequences: list[list[int]]) -> list[list[tuple[int, float]]]:
         return self._call("score", sequences=sequences)

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from ..stop_strings import StopStrings
 from .probe import WeightProbe
 from .process import RolloutEngineError
 from .verbs import VLLMVerbs, scoring_params
@@ -114,7 +115,10 @@ class VLLMServerEngine(VLLMVerbs):
             # What it has cached was computed with the weights before.
             self._post("/reset_prefix_cache", {})
 
-    def _generate(self, prompts: list[list[int]], params: list[dict[str, Any]]) -> list[list[int]]:
+    def _generate(
+        self, prompts: list[list[int]], params: list[dict[str, Any]], stop_strings: StopStrings | None = None
+    ) -> list[list[int]]:
+        # A server for tokens alone has no tokenizer: it draws on, and what is too much is cut off.
         out: list[list[int]] = [[] for _ in prompts]
         for row, answer in self._ask_all(prompts, params):
             out[row] = answer["choices"][0]["token_ids"]

@@ -50,6 +50,7 @@ SURFACES: tuple[Surface, ...] = (
     Attributes("vllm:LLM", _WORKER, "llm_engine"),
     PassedOn("vllm.v1.engine.llm_engine:LLMEngine.add_request", _WORKER, "request_id prompt params lora_request"),
     Called("vllm.v1.engine.llm_engine:LLMEngine.step", _WORKER),
+    Called("vllm.v1.engine.llm_engine:LLMEngine.abort_request", _WORKER, "request_ids"),
     Called("vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests", _WORKER),
     Equals("vllm.config.lora:MaxLoRARanks", "rollouts/vllm/policy.py", value=Literal[LORA_RANKS]),
     Mentions(

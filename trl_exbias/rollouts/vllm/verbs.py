@@ -7,6 +7,7 @@ from typing import Any
 from ...core.token_ids import TokenIds, check_prompts
 from ..engine import SamplingOptions, check_mix
 from ..noise import derive_seed
+from ..stop_strings import StopStrings
 
 
 #: How vLLM mixes: by a logits processor, or by a scheduler of ours (`vllm_mixing.py`).
@@ -25,8 +26,10 @@ class VLLMVerbs(ABC):
     start_seconds: float
 
     @abstractmethod
-    def _generate(self, prompts: list[list[int]], params: list[dict[str, Any]]) -> list[list[int]]:
-        """The tokens that each request gives, in order. Reports progress."""
+    def _generate(
+        self, prompts: list[list[int]], params: list[dict[str, Any]], stop_strings: StopStrings | None = None
+    ) -> list[list[int]]:
+        """The tokens that each request gives, in order; may go beyond a stop string. Reports progress."""
 
     @abstractmethod
     def _score(self, sequences: list[list[int]]) -> list[list[tuple[int, float]]]:
@@ -37,7 +40,11 @@ class VLLMVerbs(ABC):
     ) -> list[list[int]]:
         ids = check_prompts(prompts, example_ids=example_ids)
         own = {"max_tokens": options.max_new_tokens, "stop_token_ids": list(options.stop_token_ids)}
-        return self._generate(_lists(prompts), [_params(options, example, **own) for example in ids])
+        params, strings = [_params(options, example, **own) for example in ids], options.stop_strings
+        drawn = self._generate(_lists(prompts), params, strings)
+        # By our criterion, not by vLLM's `stop`: its text comes from another decoder, which holds back unfinished characters.
+        # No token depends on those that come after it.
+        return drawn if strings is None else [strings.cut(tokens) for tokens in drawn]
 
     def mix(
         self,
@@ -83,6 +90,7 @@ def _params(options: SamplingOptions, *key: int, **own: Any) -> dict[str, Any]:
         "top_p": options.top_p,
         "top_k": options.top_k,
         "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
         "seed": derive_seed(options.seed, *key) & _MAX_SEED,
         # Ours to say: the checkpoint's own end of text may be another, and in a mix it ends nothing.
         "ignore_eos": True,
