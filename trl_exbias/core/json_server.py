@@ -17,6 +17,7 @@ BACK_OFF = (0.5, 8.0)
 #: Answers of a server that is too busy or starting; those of one that has failed may be added.
 BUSY = (429, 502, 503, 504)
 FAILED = (500, *BUSY)
+_CONNECT = 10.0  # seconds
 
 
 class JsonServer:
@@ -31,7 +32,7 @@ class JsonServer:
         timeout (`float`): Seconds without an answer after which a request has failed.
         patience (`float`): Seconds for which a request that fails is sent again.
         again (`Iterable[int]`): Answers after which a request is sent again.
-        hint (`Callable[[str, int | None], str]`): What to do, from a path and the status of its answer (`None`: there was none).
+        hint (`Callable`): What to do, from a path and its answer (`None`: there was none).
         max_requests (`int`): Under way at a time.
     """
 
@@ -44,7 +45,7 @@ class JsonServer:
         timeout: float,
         patience: float,
         again: Iterable[int] = BUSY,
-        hint: Callable[[str, int | None], str] = lambda path, status: "",
+        hint: Callable[[str, httpx.Response | None], str] = lambda path, answer: "",
         max_requests: int = 64,
     ):
         self.base_url, self.what, self.key_variable, self.error = base_url, what, key_variable, error
@@ -53,7 +54,7 @@ class JsonServer:
         self._client = httpx.Client(
             base_url=base_url,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=timeout,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT)),
             limits=httpx.Limits(max_connections=max_requests),
         )
 
@@ -63,11 +64,21 @@ class JsonServer:
     def __exit__(self, *exc_info: object) -> None:
         self._client.close()
 
-    def post(self, path: str, body: dict[str, Any], timeout: float | None = None) -> httpx.Response:
-        """The answer, of 2xx. With `timeout`, it is asked for once, and `httpx.HTTPError` says what was wrong."""
-        if timeout is not None:
-            return self._client.post(path, json=body, timeout=timeout).raise_for_status()
-        return self._ask("POST", path, body)
+    def is_there(self) -> bool:
+        """Whether anything answers at the address, tried once."""
+        try:
+            self._client.get("/", timeout=_CONNECT)
+        except httpx.TransportError:
+            return False
+        return True
+
+    def post(self, path: str, body: dict[str, Any], accept: Iterable[int] = ()) -> httpx.Response:
+        """The answer, of 2xx or one of those in `accept`."""
+        return self._ask("POST", path, body, accept)
+
+    def post_once(self, path: str, body: dict[str, Any], timeout: float) -> None:
+        """Sends a request whose answer is not needed. Raises `httpx.HTTPError`."""
+        self._client.post(path, json=body, timeout=timeout)
 
     def get(self, path: str) -> httpx.Response:
         """The answer, of 2xx."""
@@ -97,30 +108,34 @@ class JsonServer:
         if failure is not None:
             raise failure
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None, accept: Iterable[int] = ()
+    ) -> httpx.Response:
         deadline = time.monotonic() + self.patience
         pause = BACK_OFF[0]
         while True:
-            status, wait = None, None
+            answer, wait = None, None
             try:
                 answer = self._client.request(method, path, json=body)
-                if answer.is_success:
+                if answer.is_success or answer.status_code in accept:
                     return answer
-                status, wait = answer.status_code, _retry_after(answer)
-                problem = f"answered {status} to {path}: {answer.text[:500]}"
+                wait = _retry_after(answer)
+                problem = f"answered {answer.status_code} to {path}: {answer.text[:500]}"
             except httpx.TransportError as error:
                 problem = f"could not be reached ({type(error).__name__}: {error})"
             # Not all at once: a server that is back would be too busy again.
             wait = pause * random.uniform(0.75, 1.0) if wait is None else wait
-            if (status is not None and status not in self.again) or time.monotonic() + wait > deadline:
-                raise self.error(self._without_key(f"{self.what} at {self.base_url} {problem}") + self._advice(path, status))
+            is_final = answer is not None and answer.status_code not in self.again
+            if is_final or time.monotonic() + wait > deadline:
+                said = self._without_key(f"{self.what} at {self.base_url} {problem}").rstrip(".")
+                raise self.error(f"{said}.{self._advice(path, answer)}")
             time.sleep(wait)
             pause = min(2 * pause, BACK_OFF[1])
 
-    def _advice(self, path: str, status: int | None) -> str:
-        if status in (401, 403):
+    def _advice(self, path: str, answer: httpx.Response | None) -> str:
+        if answer is not None and answer.status_code in (401, 403):
             return f" Put its key into the environment variable {self.key_variable}."
-        return self.hint(path, status)
+        return self.hint(path, answer)
 
     def _without_key(self, text: str) -> str:
         """A server may repeat the key in an answer."""

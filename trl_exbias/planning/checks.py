@@ -18,6 +18,7 @@ from ..chat.token_checks import doubled_tokens, embedding_problems
 from ..core.errors import UsageError
 from ..core.modeling import positions_of
 from ..methods.dad_dagger.checks import check_positions, check_router, find_teacher
+from ..methods.dad_dagger.served_teacher import ServedTeacher, TeacherServerError
 from ..methods.dad_dagger.teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..methods.rac_template import CorrectionTemplate
 from ..run.run_directory import check_output_dir
@@ -238,6 +239,9 @@ def check_teacher(
         found = find_teacher(args, None)
     if found is None:
         return None
+    if isinstance(found, ServedTeacher):
+        _check_served(findings, found, args, tokenizer)
+        return None
     name = found.source
 
     def teacher(name: str, **kwargs: Any) -> Teacher:
@@ -267,11 +271,29 @@ def check_teacher(
     return config
 
 
+def _check_served(
+    findings: Findings, teacher: ServedTeacher, args: Any, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """The server is there, serves the teacher, speaks the student's tokens and gives as many labels as are asked for."""
+    if not teacher.is_there():
+        findings.warn(
+            "teacher",
+            f"`teacher_server_base_url: {args.teacher_server_base_url}` does not answer from here: what it serves was not checked.",
+        )
+    elif tokenizer is not None:
+        try:
+            with findings.collect("teacher"):
+                teacher.check_student(tokenizer, args.teacher_top_k, patience=0.0)
+                check_positions(args, "teacher", teacher.positions)
+        except TeacherServerError as error:
+            findings.error("teacher", str(error))
+
+
 def check_trajectories(findings: Findings, args: Any, **configs: PretrainedConfig | None) -> None:
     """DaD-DAgger: a trajectory fits the positions of student and teacher."""
     for name, config in configs.items():
         with findings.collect(name):
-            check_positions(args, name, config)
+            check_positions(args, name, positions_of(config))
 
 
 def check_placement(findings: Findings, args: Any, placement: Placement, uses_peft: bool) -> None:

@@ -191,7 +191,7 @@ class _Planner:
             self.facts,
             self.placement,
             activations,
-            self._head(layout, teacher is not None or corrects_softly),
+            self._head(layout, teacher is not None or corrects_softly or (phase.iteration > 0 and labels_elsewhere(self.args))),
             self.args.gradient_checkpointing,
             self.args.gradient_accumulation_steps > 1,
             beside,
@@ -213,6 +213,11 @@ class _Planner:
         if self.args.cache_teacher:
             return teacher.vocab_size * teacher.hidden_size * teacher.head_dtype.itemsize
         return teacher.bytes // self.placement.shards_weights
+
+
+def labels_elsewhere(args: Any) -> bool:
+    """Whether soft labels come from a teacher that takes no memory here: a server's."""
+    return getattr(args, "teacher_server_base_url", None) is not None and args.alpha < 1
 
 
 class _Counter:

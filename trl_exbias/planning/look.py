@@ -11,7 +11,7 @@ from ..methods.verifiers import check_verifier
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
 from . import checks, disk
-from .estimate import Estimate, estimate, shares_context
+from .estimate import Estimate, estimate, labels_elsewhere, shares_context
 from .hub import Hub, NotAtHand
 from .lengths import Lengths, measure
 from .memory import GIB
@@ -236,7 +236,8 @@ def _plan_disk(
     if args.rollout_engine == "vllm":
         sizes["the policy that vLLM serves"] = model
     teacher = found.teacher
-    if teacher is not None and args.cache_teacher and lengths is not None and planned.data["rows"]:
+    is_known = teacher is not None or labels_elsewhere(args)
+    if is_known and args.cache_teacher and lengths is not None and planned.data["rows"]:
         branches = 1 + sum(phase.rollout_rows != 0 for phase in phases)
         positions = round(planned.data["rows"] * lengths.mean_response * branches)
         sizes["soft labels"] = disk.soft_label_bytes(positions, teacher, args.teacher_top_k)

@@ -37,7 +37,8 @@ def make(tmp_path, dataset=None, model=None, teacher=None, eval_dataset=None, ca
     }
     peft_config = options.pop("peft_config", None)
     args = config(DaDDaggerConfig, tmp_path, **options)
-    if teacher is None and args.alpha < 1 and args.teacher_model_name_or_path is None:
+    own = args.teacher_model_name_or_path or args.teacher_server_base_url
+    if teacher is None and args.alpha < 1 and own is None:
         teacher = tiny_model(seed=7)
     return trainer(
         DaDDaggerTrainer,

@@ -6,26 +6,36 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ...core.errors import UsageError
-from ...core.modeling import LMHead, positions_of
+from ...core.modeling import LMHead
 from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from .config import DaDDaggerConfig
+from .served_teacher import ServedTeacher
 from .teacher import Teacher
 
 
 logger = logging.getLogger(__name__)
 
 
-def find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
-    """The run's teacher, not loaded yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
+def find_teacher(
+    args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None
+) -> Teacher | ServedTeacher | None:
+    """The run's teacher, not loaded or asked yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
     source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+    address = args.teacher_server_base_url
     if args.alpha == 1:
-        if source is not None:
+        if source is not None or address is not None:
             logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
         return None
+    if address is not None:
+        if not isinstance(source, str | None):
+            raise UsageError(
+                "`teacher_model` is a loaded model, and `teacher_server_base_url` the address of another one. Leave one of them out."
+            )
+        return ServedTeacher(address, source)
     if source is None:
         raise UsageError(
-            f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or set "
-            "`alpha=1` for hard labels alone (DaD)."
+            f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path` or "
+            "`teacher_server_base_url`), or set `alpha=1` for hard labels alone (DaD)."
         )
     return Teacher(source, args.teacher_model_init_kwargs)  # type: ignore[arg-type]  # text until TRL has read it
 
@@ -44,9 +54,8 @@ def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None
         )
 
 
-def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
-    """Raises a `ValueError` where a trajectory is longer than the model called `name` has positions."""
-    limit = positions_of(config)
+def check_positions(args: DaDDaggerConfig, name: str, limit: int | None) -> None:
+    """Raises a `ValueError` where a trajectory is longer than the `limit` positions of the model called `name`."""
     length = args.context_length + args.rollout_length
     if limit is not None and length > limit:
         raise UsageError(

@@ -102,7 +102,7 @@ class VLLMServerEngine(VLLMVerbs):
     def __exit__(self, *exc_info: object) -> None:
         if self.loads and self.adapter is not None:
             with contextlib.suppress(httpx.HTTPError):
-                self._server.post("/v1/unload_lora_adapter", {"lora_name": self.name}, timeout=10)
+                self._server.post_once("/v1/unload_lora_adapter", {"lora_name": self.name}, timeout=10)
         self._server.__exit__()
 
     def _hand_over(self) -> None:
@@ -142,8 +142,8 @@ class VLLMServerEngine(VLLMVerbs):
             yield row, answer.json()
 
 
-def _hint(path: str, status: int | None) -> str:
-    if status != 404:
+def _hint(path: str, answer: httpx.Response | None) -> str:
+    if answer is None or answer.status_code != 404:
         return ""
     missing = {
         "/v1/load_lora_adapter": "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and `--enable-lora`",
