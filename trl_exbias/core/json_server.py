@@ -108,9 +108,7 @@ class JsonServer:
         if failure is not None:
             raise failure
 
-    def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None, accept: Iterable[int] = ()
-    ) -> httpx.Response:
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None, accept: Iterable[int] = ()) -> httpx.Response:
         deadline = time.monotonic() + self.patience
         pause = BACK_OFF[0]
         while True:

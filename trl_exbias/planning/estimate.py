@@ -191,7 +191,9 @@ class _Planner:
             self.facts,
             self.placement,
             activations,
-            self._head(layout, teacher is not None or corrects_softly or (phase.iteration > 0 and labels_elsewhere(self.args))),
+            self._head(
+                layout, teacher is not None or corrects_softly or (phase.iteration > 0 and labels_elsewhere(self.args))
+            ),
             self.args.gradient_checkpointing,
             self.args.gradient_accumulation_steps > 1,
             beside,

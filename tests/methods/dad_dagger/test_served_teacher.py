@@ -11,9 +11,11 @@ from werkzeug import Response
 
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
 from trl_exbias.core import json_server
+from trl_exbias.core.branches import Branch
 from trl_exbias.core.tensor_cache import SHARDS, TensorCache
 from trl_exbias.methods.dad_dagger import served_teacher
-from trl_exbias.methods.dad_dagger.served_teacher import TeacherServerError
+from trl_exbias.methods.dad_dagger.label_form import LabelForm
+from trl_exbias.methods.dad_dagger.served_teacher import ServedTeacher, TeacherServerError
 
 from ...loop.runs import config, logged, weights
 from ...marks import needs_vllm
@@ -156,14 +158,11 @@ def test_answers_before_a_failure_are_kept_one_by_one(tmp_path, server):
 
 
 def test_a_run_that_is_told_to_go_asks_no_more(tmp_path, server):
-    made = make(tmp_path, **served(server))
-    server.script = [lambda answer: (made.teacher.__setattr__("stop", lambda: True), answer)[1]]
-    assert not made.teacher.stop.__defaults__
-    with made.teacher.reading(made._soft_labels.form) as read:
-        from trl_exbias.core.branches import Branch
-
-        rows = [([i, 1, 2], Branch("gold", [3, 4], [3, 4])) for i in range(200)]
-        assert read(tmp_path / "labels", rows, lambda number: None) is None
+    told: list[int] = []
+    teacher = ServedTeacher(server.url, "teacher", stop=lambda: bool(told))
+    rows = [([i, 1, 2], Branch("gold", [3, 4], [3, 4])) for i in range(200)]
+    with teacher.reading(LabelForm(VOCAB_SIZE, K, 1.0, 1024)) as read:
+        assert read(tmp_path / "labels", rows, told.append) is None
     assert len(server.bodies) < 200
     assert len([*(tmp_path / "labels").glob("answers-*.jsonl")]) == 1
 
@@ -258,7 +257,9 @@ def test_another_tokenizer_is_found_out(tmp_path, server):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     server.tokenizer._tokenizer = type(server.tokenizer.backend_tokenizer).from_str(json.dumps(state))
     first = min(vocabulary["a"], vocabulary["b"])
-    with pytest.raises(ValueError, match=f"need the same tokenizer.*Token {first}, for one, is 'a' for the student and 'b'"):
+    with pytest.raises(
+        ValueError, match=f"need the same tokenizer.*Token {first}, for one, is 'a' for the student and 'b'"
+    ):
         make(tmp_path / "other", **served(server))
 
 
@@ -272,7 +273,9 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, server):
     shared = str(tmp_path / "labels")
     run(tmp_path / "a", **served(server, soft_label_dir=shared, num_iterations=1))
     server.model = tiny_model(seed=8)
-    with pytest.raises(TeacherServerError, match="serves other weights under the name 'teacher'.*another `soft_label_dir`"):
+    with pytest.raises(
+        TeacherServerError, match="serves other weights under the name 'teacher'.*another `soft_label_dir`"
+    ):
         run(tmp_path / "b", **served(server, soft_label_dir=shared, num_iterations=1))
 
 
@@ -283,7 +286,10 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, server):
         ({"kd_temperature": 2.0}, "`kd_temperature` must be 1 with `teacher_server_base_url`"),
         ({"cache_teacher": False}, "`cache_teacher` must be True with"),
         ({"teacher_model_init_kwargs": {"dtype": "bfloat16"}}, "`teacher_model_init_kwargs` loads a teacher"),
-        ({"teacher_server_base_url": "localhost:8000"}, "must be an address such as http://127.0.0.1:8000, got 'localhost:8000'"),
+        (
+            {"teacher_server_base_url": "localhost:8000"},
+            "must be an address such as http://127.0.0.1:8000, got 'localhost:8000'",
+        ),
         ({"teacher_server_base_url": "http://a:secret@b/"}, "holds a password; put the server's key into"),
     ],
 )

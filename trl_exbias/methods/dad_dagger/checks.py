@@ -16,9 +16,7 @@ from .teacher import Teacher
 logger = logging.getLogger(__name__)
 
 
-def find_teacher(
-    args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None
-) -> Teacher | ServedTeacher | None:
+def find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | ServedTeacher | None:
     """The run's teacher, not loaded or asked yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
     source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
     address = args.teacher_server_base_url

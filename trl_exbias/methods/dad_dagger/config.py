@@ -190,11 +190,15 @@ class DaDDaggerConfig(IterativeSFTConfig):
                 "`--max-logprobs`."
             )
         if self.kd_temperature != 1:
-            found.append(f"`kd_temperature` must be 1 {server} probabilities at temperature 1, got {self.kd_temperature}.")
+            found.append(
+                f"`kd_temperature` must be 1 {server} probabilities at temperature 1, got {self.kd_temperature}."
+            )
         if not self.cache_teacher:
             found.append(f"`cache_teacher` must be True {server} labels that are kept on disk.")
         if self.teacher_model_init_kwargs:
-            found.append("`teacher_model_init_kwargs` loads a teacher, and `teacher_server_base_url` has one. Leave one of them out.")
+            found.append(
+                "`teacher_model_init_kwargs` loads a teacher, and `teacher_server_base_url` has one. Leave one of them out."
+            )
         return found
 
     @property

@@ -26,7 +26,7 @@ class TooFew(Exception):
 
 
 def labels_of(
-    answer: Any, tokens: Sequence[int], positions: Sequence[int], k: int, vocab_size: int
+    answer: Any, tokens: Sequence[int], positions: Sequence[int], asked: int, k: int, vocab_size: int
 ) -> dict[str, torch.Tensor]:
     """
     What a [`~trl_exbias.core.distillation.TopKTarget`] is made of, from a completion with `prompt_logprobs`.
@@ -38,6 +38,7 @@ def labels_of(
         answer (`Any`): The server's, as JSON.
         tokens (`Sequence[int]`): The prompt that was sent.
         positions (`Sequence[int]`): Places in it; the labels are the distributions that its tokens there were drawn from.
+        asked (`int`): Tokens that were asked for in each place.
         k (`int`): Tokens that are kept.
         vocab_size (`int`): Tokens that the student has.
 
@@ -46,10 +47,10 @@ def labels_of(
 
     Raises:
         BadAnswer: saying what is wrong with it.
-        TooFew: where more than `k` have to be asked for.
+        TooFew: where more have to be asked for.
     """
     found = _prompt_log_probs(answer, tokens)
-    kept = [_kept(found[place], tokens[place], vocab_size) for place in positions]
+    kept = [_kept(found[place], tokens[place], asked, vocab_size) for place in positions]
     missing = max(k - len(own) for own, _ in kept)
     if missing > 0:
         raise TooFew(missing)
@@ -92,14 +93,21 @@ def _prompt_log_probs(answer: Any, tokens: Sequence[int]) -> list[dict[str, Any]
         raise BadAnswer(f"it has log-probabilities of {len(found)} tokens for a prompt of {len(tokens)}")
     for token, entries in zip(tokens[1:], found[1:], strict=True):
         if not isinstance(entries, dict) or str(token) not in entries:
-            raise BadAnswer(f"its log-probabilities do not line up with the prompt: token {token} is not in its own place")
+            raise BadAnswer(
+                f"its log-probabilities do not line up with the prompt: token {token} is not in its own place"
+            )
     return found
 
 
-def _kept(entries: dict[str, Any], token: int, vocab_size: int) -> tuple[list[tuple[int, float]], float]:
+def _kept(entries: dict[str, Any], token: int, asked: int, vocab_size: int) -> tuple[list[tuple[int, float]], float]:
     """The student's tokens with their log-probabilities, and the mass of the others."""
     values = [(int(name), float(entry["logprob"])) for name, entry in entries.items()]
+    if len(values) > asked:
+        # The prompt's own token is told too where it is not among the most probable: others before it are not known.
+        values = [entry for entry in values if entry[0] != token]
     left_out = sum(math.exp(min(value, 1.0)) for name, value in values if name >= vocab_size)
     if left_out >= 1:
-        raise BadAnswer(f"the teacher gives all mass to tokens that the student does not have, in the place of token {token}")
+        raise BadAnswer(
+            f"the teacher gives all mass to tokens that the student does not have, in the place of token {token}"
+        )
     return [entry for entry in values if entry[0] < vocab_size], left_out

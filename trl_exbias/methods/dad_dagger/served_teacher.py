@@ -75,7 +75,9 @@ class ServedTeacher:
         assert self.name is not None, "known once the server was asked"
         return self.name
 
-    def check_student(self, tokenizer: PreTrainedTokenizerBase, top_k: int, patience: float = PATIENCE_AT_START) -> None:
+    def check_student(
+        self, tokenizer: PreTrainedTokenizerBase, top_k: int, patience: float = PATIENCE_AT_START
+    ) -> None:
         """
         Asks the server once what it serves, what its tokens are, and for labels of a few tokens.
 
@@ -92,7 +94,7 @@ class ServedTeacher:
                 answer = _json(server.post(_COMPLETIONS, self._request(tokens, top_k)))
                 # More than k where some of them are padding: what is asked for is then not known before.
                 with contextlib.suppress(TooFew):
-                    labels_of(answer, tokens, range(1, len(tokens)), top_k, len(tokenizer))
+                    labels_of(answer, tokens, range(1, len(tokens)), top_k, top_k, len(tokenizer))
                 self._probe = {"model": self._model, "tokens": tokens, "log_probs": own_log_probs(answer, tokens)}
             except BadAnswer as error:
                 raise self._unusable(error) from None
@@ -161,7 +163,7 @@ class ServedTeacher:
                     context, branch = contents[row]
                     places = [len(context) + i for i, label in enumerate(branch.labels) if label != -100]
                     try:
-                        entries[row] = labels_of(answer, tokens[row], places, form.top_k, form.vocab_size)
+                        entries[row] = labels_of(answer, tokens[row], places, asked[row], form.top_k, form.vocab_size)
                     except TooFew as lack:
                         more[row] = asked[row] + lack.missing
                         continue
@@ -173,7 +175,9 @@ class ServedTeacher:
         except BadAnswer as error:
             raise self._unusable(error) from None
         except TeacherServerError as error:
-            raise TeacherServerError(f"{error} The labels so far are kept: continue with `--resume_from_checkpoint`.") from None
+            raise TeacherServerError(
+                f"{error} The labels so far are kept: continue with `--resume_from_checkpoint`."
+            ) from None
         return entries
 
     def _ask(self, server: JsonServer, prompts: dict[int, tuple[list[int], int]]) -> Iterator[tuple[int, Any]]:
@@ -224,7 +228,9 @@ class ServedTeacher:
                 f"serves {names}."
             )
         # An adapter's entry has no length: its base's counts. One token is drawn after the prompt: no server takes none.
-        lengths = [entry["max_model_len"] for entry in (served[self.name], *served.values()) if entry.get("max_model_len")]
+        lengths = [
+            entry["max_model_len"] for entry in (served[self.name], *served.values()) if entry.get("max_model_len")
+        ]
         self.positions = lengths[0] - 1 if lengths else None
 
     def _unusable(self, error: BadAnswer) -> TeacherServerError:

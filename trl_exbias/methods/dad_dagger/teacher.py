@@ -123,7 +123,9 @@ class Teacher:
         """What works out labels: the loaded model, for the length of the block."""
         with self.loaded() as model:
 
-            def read(folder: Path, contents: list[Content], done: Callable[[int], object]) -> list[dict[str, torch.Tensor]]:
+            def read(
+                folder: Path, contents: list[Content], done: Callable[[int], object]
+            ) -> list[dict[str, torch.Tensor]]:
                 return teacher_labels(
                     self.head,
                     model,

@@ -108,7 +108,9 @@ class VLLMServerEngine(VLLMVerbs):
     def _hand_over(self) -> None:
         if self.adapter is not None:
             path = str(Path(self.adapter).absolute())
-            self._server.post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": path, "load_inplace": True})
+            self._server.post(
+                "/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": path, "load_inplace": True}
+            )
         elif self.weights is not None:
             path = str(Path(self.weights).absolute())
             self._server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
