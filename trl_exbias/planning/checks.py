@@ -240,6 +240,8 @@ def check_teacher(
     if found is None:
         return None
     if isinstance(found, ServedTeacher):
+        with findings.collect("model"):
+            check_router(args, student)
         _check_served(findings, found, args, tokenizer)
         return None
     name = found.source

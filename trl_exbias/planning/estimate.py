@@ -105,9 +105,11 @@ def estimate(
     facts = model_facts(model, computes_in, packing)
     teacher = None
     if teacher_config is not None:
-        asked = (args.teacher_model_init_kwargs or {}).get("dtype", "auto")
-        dtype = _dtype(asked, teacher_config)
-        teacher = model_facts(meta_model(teacher_config, dtype, Placement()), dtype)
+        asked = args.teacher_model_init_kwargs or {}
+        dtype = _dtype(asked.get("dtype", "auto"), teacher_config)
+        # The teacher is not trained: packed weights are those without gradient.
+        unpacked = meta_model(teacher_config, dtype, Placement()).requires_grad_(False)
+        teacher = model_facts(unpacked, dtype, _packing(asked.get("quantization_config")))
     try:
         stand = standing(facts, placement, args.optim)
     except ValueError as error:
@@ -116,7 +118,16 @@ def estimate(
     if casts_model(placement):
         model.to(computes_in)
     activations = _Counter(findings, model, None if casts_model(placement) else precision(placement))
-    planner = _Planner(args, facts, teacher, placement, stand, computes_in, device_bytes, reads_for_labels)
+    planner = _Planner(
+        args,
+        facts,
+        None if labels_elsewhere(args) else teacher,
+        placement,
+        stand,
+        computes_in,
+        device_bytes,
+        reads_for_labels,
+    )
     memory = []
     for phase in phases:
         layout = phase.layout
@@ -218,8 +229,22 @@ class _Planner:
 
 
 def labels_elsewhere(args: Any) -> bool:
-    """Whether soft labels come from a teacher that takes no memory here: a server's."""
-    return getattr(args, "teacher_server_base_url", None) is not None and args.alpha < 1
+    """Whether soft labels come from a teacher that takes none of the training devices' memory: a server's, or one on the CPU."""
+    if getattr(args, "alpha", 1) == 1:
+        return False
+    places = (args.teacher_model_init_kwargs or {}).get("device_map")
+    places = [*places.values()] if isinstance(places, dict) else [places]
+    return args.teacher_server_base_url is not None or {*map(str, places)} <= {"cpu", "disk"}
+
+
+def _packing(quantization: Any) -> str | None:
+    """How bitsandbytes packs linear layers, by the `quantization_config` of a `from_pretrained`."""
+    if quantization is None:
+        return None
+    asked = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if asked.get("load_in_4bit"):
+        return "4bit-nested" if asked.get("bnb_4bit_use_double_quant") else "4bit"
+    return "8bit" if asked.get("load_in_8bit") else None
 
 
 class _Counter:

@@ -79,7 +79,9 @@ class Teacher:
         by_name = isinstance(self.source, str)
         model: Any = self._load() if by_name else self.source
         home = model_device(model)
-        placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)
+        # transformers notes a map only where it has several places.
+        is_mapped = hasattr(model, "hf_device_map") or (by_name and self.init_kwargs.get("device_map") is not None)
+        placed = is_mapped or getattr(model, "is_quantized", False)
         moves = self.device is not None and home != self.device and not placed
         training = [module for module in model.modules() if module.training]
         if self.fingerprint is None:
@@ -287,6 +289,9 @@ def soft_target(
     if stored is not None:
         return DenseTarget(stored["hidden"].to(head.projection.weight.device), head, vocab_size)
     assert model is not None
+    if not is_sharded(model):
+        # It may have been placed elsewhere than the student.
+        inputs = {name: value.to(model_device(model)) for name, value in inputs.items()}
     with torch.no_grad():
         hidden = read_backbone(model, **lay_out(inputs, model), use_cache=False).last_hidden_state
     return DenseTarget(hidden[scored.to(hidden.device)], head, vocab_size)
