@@ -213,9 +213,8 @@ def test_a_teacher_must_be_there_and_speak_the_students_tokens(check, recipe, fo
 
 
 def served(folder, address, **changes):
-    return dad(
-        folder, teacher_model_name_or_path=None, teacher_server_base_url=address, **{"teacher_top_k": 4, **changes}
-    )
+    own = {"teacher_model_name_or_path": None, "teacher_server_base_url": address, "teacher_top_k": 4}
+    return dad(folder, **{**own, **changes})
 
 
 def test_a_served_teacher_is_asked_and_its_labels_are_planned(check, recipe, folder, httpserver):

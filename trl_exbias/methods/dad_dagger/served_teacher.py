@@ -48,7 +48,7 @@ class TeacherServerError(ExbiasError, RuntimeError):
 
 class ServedTeacher:
     """
-    A teacher behind an address.
+    A teacher that answers at an address.
 
     Args:
         base_url (`str`): The server's address.
@@ -110,7 +110,7 @@ class ServedTeacher:
         with self._connection(PATIENCE) as server:
             journals: dict[Path, Journal] = {}
             yield partial(self._labels, server, form, journals)
-            # Of a run that was told to go, or failed, they stay.
+            # They stay if the run was told to go, or failed.
             if not self.stop():
                 for journal in journals.values():
                     journal.forget()
