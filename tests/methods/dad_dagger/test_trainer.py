@@ -38,7 +38,7 @@ def make(tmp_path, dataset=None, model=None, teacher=None, eval_dataset=None, ca
     }
     peft_config = options.pop("peft_config", None)
     args = config(DaDDaggerConfig, tmp_path, **options)
-    own = args.teacher_model_name_or_path or args.teacher_server_base_url
+    own = args.teacher_model_name_or_path or args.teacher_server_base_url or args.teachers
     if teacher is None and args.alpha < 1 and own is None:
         teacher = tiny_model(seed=7)
     return trainer(

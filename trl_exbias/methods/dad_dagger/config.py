@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from ...core.divergences import DIVERGENCES, FORWARD_KL, Divergence, divergence_problems
 from ...core.gates import GATES, Gate, gate_problems
 from ...loop.config import IterativeSFTConfig, _number
+from .several_teachers import by_name
 
 
 @dataclass
@@ -90,6 +91,13 @@ class DaDDaggerConfig(IterativeSFTConfig):
             "`teacher_top_k`. Its key, if it has one, comes from the environment variable TEACHER_API_KEY."
         },
     )
+    teachers: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several teachers instead of one, by names of your choice: {maths: path, code: path}. Each row names its own in "
+            "the column `teacher`. Needs `teacher_top_k`."
+        },
+    )
     teacher_model_init_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Arguments of the teacher's `from_pretrained`: dtype, device_map, revision, …"}
     )
@@ -127,7 +135,7 @@ class DaDDaggerConfig(IterativeSFTConfig):
         },
     )
 
-    _VALID_DICT_FIELDS = [*IterativeSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*IterativeSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs", "teachers"]
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -170,7 +178,27 @@ class DaDDaggerConfig(IterativeSFTConfig):
             found.append(
                 "`teacher_top_k` is for labels on disk: set `cache_teacher=True`, or leave `teacher_top_k` out."
             )
-        return found + self._server_problems()
+        return found + self._server_problems() + self._several_problems()
+
+    def _several_problems(self) -> list[str]:
+        if self.teachers is None:
+            return []
+        found = []
+        try:
+            by_name(self.teachers)
+        except ValueError as error:
+            found.append(str(error))
+        found += [
+            f"`teachers` are several, and `{name}` is one. Leave one of them out."
+            for name in ("teacher_model_name_or_path", "teacher_server_base_url")
+            if getattr(self, name) is not None
+        ]
+        if self.teacher_top_k is None or not self.cache_teacher:
+            found.append(
+                "`teachers` are loaded one after the other, and each one's k most probable tokens are kept: set `teacher_top_k` and "
+                "`cache_teacher=True`."
+            )
+        return found
 
     def _server_problems(self) -> list[str]:
         url = self.teacher_server_base_url

@@ -21,7 +21,7 @@ from ...core.data import Example
 from ...core.gates import teacher_trust
 from ...core.joint_dataset import JointDataset
 from ...core.losses import LossTerm, kind_factors, sum_by_kind
-from ...core.modeling import LMHead, positions_of
+from ...core.modeling import LMHead
 from ...core.sharding import loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
 from ...loop.multimodal import load_processing_class, text_tokenizer
@@ -31,14 +31,22 @@ from ...rollouts import RolloutEngine, SamplingOptions
 from ...run.run_directory import SOFT_LABELS, TRUNK_STATES
 from ..distilling import DistillingTrainer
 from ..plans import DaDDaggerPlan
-from .checks import check_head, check_positions, check_router, check_trainable, config_of, find_teacher
+from .checks import (
+    check_before_loading,
+    check_head,
+    check_router,
+    check_trainable,
+    find_teacher,
+    vocab_shared_with,
+)
 from .config import DaDDaggerConfig
 from .filling import Filler
 from .label_form import LabelForm
 from .served_teacher import ServedTeacher
+from .several_teachers import SeveralTeachers, with_teachers
 from .soft_label_phase import SoftLabelPhase
-from .teacher import Teacher, shared_vocab_size, soft_target
-from .trajectories import cut_documents, cut_responses, report_uncut, tokenize_documents
+from .teacher import Teacher, soft_target
+from .trajectories import DOCUMENT, cut_documents, cut_responses, report_uncut, tokenize_documents
 from .trunk_phase import TrunkPhase, TrunkUse
 
 
@@ -127,13 +135,8 @@ class DaDDaggerTrainer(DistillingTrainer):
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         self.teacher = find_teacher(args, teacher_model)
-        if self.teacher is not None and processing_class is not None:
-            self.teacher.check_student(text_tokenizer(processing_class), args.teacher_top_k)
-        config = config_of(model, args)
-        check_positions(args, "model", positions_of(config))
-        if self.teacher is not None:
-            check_router(args, config)
-            check_positions(args, "teacher", self.teacher.positions)
+        tokenizer = None if processing_class is None else text_tokenizer(processing_class)
+        check_before_loading(args, model, self.teacher, tokenizer, train_dataset)
         if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
             logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
             args = copy.copy(args)  # the caller's stays as it is
@@ -203,10 +206,13 @@ class DaDDaggerTrainer(DistillingTrainer):
             column = how.args.dataset_text_field if self._formatting_func is None else "text"
             documents = tokenize_documents(dataset, how.processing_class, column, how.args.dataset_num_proc)
             of = "" if how.is_train else f" of the {how.name}"
-            return cut_documents(documents, how.args.context_length, length, stride, of)
-        rows = super().prepare_rows(dataset, dataclasses.replace(how, is_train=True))
-        cut = cut_responses(rows, length, stride)
-        report_uncut(len(rows), cut, how.name, how.args.max_length)
+            rows, cut = dataset, cut_documents(documents, how.args.context_length, length, stride, of)
+        else:
+            rows = super().prepare_rows(dataset, dataclasses.replace(how, is_train=True))
+            cut = cut_responses(rows, length, stride)
+            report_uncut(len(rows), cut, how.name, how.args.max_length)
+        if isinstance(self.teacher, SeveralTeachers) and how.is_train:
+            return with_teachers(cut, DOCUMENT, rows, self.teacher.teachers)
         return cut
 
     def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
@@ -236,11 +242,12 @@ class DaDDaggerTrainer(DistillingTrainer):
         autocast = self.accelerator.autocast
         return TrunkPhase(self.model, autocast, args.rollout_batch_tokens, folder, self.log_now, self._filler())
 
-    def _soft_label_phase(self, teacher: Teacher | ServedTeacher) -> SoftLabelPhase:
+    def _soft_label_phase(self, teacher: Teacher | ServedTeacher | SeveralTeachers) -> SoftLabelPhase:
         args = self.args
         form = LabelForm(self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens)
         folder = Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS)
-        return SoftLabelPhase(teacher, form, folder, self.log_now, self._filler())
+        teachers = [*teacher.teachers.values()] if isinstance(teacher, SeveralTeachers) else [teacher]
+        return SoftLabelPhase(teachers, form, folder, self.log_now, self._filler())
 
     def _filler(self) -> Filler:
         is_shown = not self.args.disable_tqdm and self.is_local_process_zero()
@@ -248,15 +255,13 @@ class DaDDaggerTrainer(DistillingTrainer):
 
     # The teacher
 
-    def _set_up_teacher(self, teacher: Teacher | ServedTeacher) -> None:
+    def _set_up_teacher(self, teacher: Teacher | ServedTeacher | SeveralTeachers) -> None:
         if isinstance(teacher, ServedTeacher):
-            # How many logits it has is not known; the tokens that it was asked about are.
-            self.shared_vocab = min(self.shared_vocab, len(self._tokenizer))
             teacher.stop = lambda: self.preemption.asked
-        else:
-            self._place_teacher(teacher)
-            teacher_size = teacher.config.get_text_config().vocab_size
-            self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
+        for each in teacher.teachers.values() if isinstance(teacher, SeveralTeachers) else [teacher]:
+            if isinstance(each, Teacher):
+                self._place_teacher(each)
+        self.shared_vocab = vocab_shared_with(teacher, self.shared_vocab, len(self._tokenizer))
         check_router(self.args, self.model.config)
         check_head(self.args, LMHead(self.model), self.shared_vocab)
 
