@@ -237,6 +237,30 @@ def test_a_served_teacher_is_asked_and_its_labels_are_planned(check, recipe, fol
     assert status == 0 and "does not answer from here" in messages(found, "warnings")
 
 
+def test_several_teachers_are_each_looked_at(check, recipe, folder, tmp_path):
+    rows = [{"text": "Once. " * (20 + i), "teacher": ("one", "two")[i % 2]} for i in range(10)]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_model(vocab_size=VOCAB_SIZE + 8, hidden_size=64).save_pretrained(tmp_path / "large")
+    byte_tokenizer().save_pretrained(tmp_path / "large")
+    own = {"dataset_name": str(tmp_path / "named.jsonl"), "teacher_model_name_or_path": None, "teacher_top_k": 4}
+
+    def several(teachers, **changes):
+        return check(recipe(**dad(folder, **{**own, "teachers": teachers, **changes})))
+
+    teachers = {"one": str(folder / "model"), "two": str(tmp_path / "large")}
+    for changes in ({}, {"text_template": "{{ text }}"}):
+        status, found = several(teachers, **changes)
+        assert (status, messages(found)) == (0, "")
+    planned = {memory["phase"]: memory for memory in found["plan"]["memory_bytes"]}["soft labels 1"]["teacher"]
+    _, alone = check(recipe(**dad(folder, teacher_top_k=4, teacher_model_name_or_path=teachers["two"])))
+    assert planned == {memory["phase"]: memory for memory in alone["plan"]["memory_bytes"]}["soft labels 1"]["teacher"]
+    status, found = several({"one": str(folder / "model"), "too": str(folder / "other")})
+    assert status == 2 and "data: Row 1 of the training dataset names the teacher 'two'" in messages(found)
+    assert "teacher: Student and teacher need the same tokenizer" in messages(found)
+    status, found = several({"one": str(folder / "model"), "two": str(folder / "nowhere")})
+    assert status == 2 and f"`teachers: {{two: {folder / 'nowhere'}}}` cannot be read" in messages(found)
+
+
 def test_memory_is_planned_for_the_teacher_as_it_is_loaded(check, recipe, folder):
     def labelling(**kwargs):
         status, found = check(recipe(**dad(folder, teacher_model_init_kwargs=kwargs or None)))

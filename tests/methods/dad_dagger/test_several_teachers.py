@@ -79,7 +79,7 @@ def test_a_resumed_run_is_bit_equal(tmp_path, teachers):
         if int(path.name.split("-")[1]) > 1:
             shutil.rmtree(path)
     assert torch.equal(weights(run(tmp_path, resume=True, **options)), whole)
-    with pytest.raises(ValueError, match="another run|other data|data"):
+    with pytest.raises(ValueError, match="was made by another run: `data` was"):
         run(tmp_path, resume=True, **{**options, "dataset": named(NAMES[::-1][1:] + ["code"])})
 
 
@@ -108,7 +108,10 @@ def test_an_evaluation_set_needs_no_teachers(tmp_path, teachers):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["maths", "cod", "codes"], r"Row 1 of the training dataset names the teacher 'cod', and 1 more rows.*maths, code.*`code`"),
+        (
+            ["maths", "cod", "codes"],
+            r"Row 1 of the training dataset names the teacher 'cod', and 1 more rows.*maths, code.*`code`",
+        ),
         (["maths", None, "code"], "Row 1 of the training dataset names the teacher None. `teachers` has maths, code"),
     ],
 )
@@ -118,7 +121,9 @@ def test_an_unknown_name_is_refused_before_a_model_is_loaded(tmp_path, teachers,
 
 
 def test_a_missing_column_is_named(tmp_path, teachers):
-    with pytest.raises(ValueError, match=r"`teachers` needs a column `teacher` in the training dataset.*columns are text"):
+    with pytest.raises(
+        ValueError, match=r"`teachers` needs a column `teacher` in the training dataset.*columns are text"
+    ):
         make(tmp_path, model="no/such-model", **several(teachers, dataset=named().remove_columns("teacher")))
 
 

@@ -76,7 +76,7 @@ class ServedTeacher:
         return self.name
 
     def check_student(
-        self, tokenizer: PreTrainedTokenizerBase, top_k: int, patience: float = PATIENCE_AT_START
+        self, tokenizer: PreTrainedTokenizerBase, top_k: int | None, patience: float = PATIENCE_AT_START
     ) -> None:
         """
         Asks the server once what it serves, what its tokens are, and for labels of a few tokens.
@@ -85,6 +85,7 @@ class ServedTeacher:
             TeacherServerError: if it cannot be reached, refuses, or gives no labels.
             ValueError: if it serves another model, or its tokens are not the student's.
         """
+        assert top_k is not None, "the configuration asks for it"
         with self._connection(patience) as server:
             self._find_model(server)
             check_tokens(server, self._model, tokenizer)

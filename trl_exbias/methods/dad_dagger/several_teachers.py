@@ -8,13 +8,9 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ...core.branches import TEACHER
+from ...core.branches import TEACHER, TEACHER_NAME
 from ...core.errors import UsageError, did_you_mean
 from .teacher import Teacher
-
-
-#: The column in which a row names its teacher.
-COLUMN = "teacher"
 
 
 class SeveralTeachers:
@@ -79,12 +75,12 @@ def check_names(dataset: Any, names: Iterable[str], name: str) -> None:
     known = list(names)
     if not isinstance(dataset, Dataset):
         return
-    if COLUMN not in dataset.column_names:
+    if TEACHER_NAME not in dataset.column_names:
         raise UsageError(
-            f"`teachers` needs a column `{COLUMN}` in the {name}, in which each row names its own ({', '.join(known)}); its "
+            f"`teachers` needs a column `{TEACHER_NAME}` in the {name}, in which each row names its own ({', '.join(known)}); its "
             f"columns are {', '.join(dataset.column_names)}."
         )
-    wrong = [(row, value) for row, value in enumerate(dataset[COLUMN]) if value not in known]
+    wrong = [(row, value) for row, value in enumerate(dataset[TEACHER_NAME]) if value not in known]
     if wrong:
         row, value = wrong[0]
         more = f", and {len(wrong) - 1} more rows name one that is not there" if len(wrong) > 1 else ""
@@ -103,5 +99,5 @@ def with_teachers(cut: Dataset, document: str, rows: Dataset, names: Iterable[st
         rows (`datasets.Dataset`): What they were cut from.
     """
     places = {name: place for place, name in enumerate(names)}
-    of_rows = np.array([places[name] for name in rows[COLUMN]])
+    of_rows = np.array([places[name] for name in rows[TEACHER_NAME]])
     return cut.add_column(TEACHER, of_rows[np.asarray(cut[document])])
