@@ -1,4 +1,4 @@
-"""A teacher behind an address: its labels are those of the same teacher here, and what goes wrong says what to do."""
+"""A teacher at an address: its labels are those of the same teacher here, and what goes wrong says what to do."""
 
 import json
 import logging
