@@ -99,6 +99,8 @@ def test_our_own_options_are_a_frozen_list():
         "stride",
         "teacher_model_init_kwargs",
         "teacher_model_name_or_path",
+        "teacher_server_base_url",
+        "teachers",
         "trainable_modules",
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from trl import SFTConfig
 
-from ..core.branches import OWN_COLUMNS, ROW
+from ..core.branches import OWN_COLUMNS, ROW, TEACHER
 from ..core.errors import UsageError, UsageTypeError
 from .row_checks import raise_problems, row_problems, unknown_roles
 from .token_checks import special_token_problem, tokenised_problems
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 TRAINING = "training dataset"
 
 # Columns by which rows carry what belongs to training: a data set's own would be taken for it.
-_OURS = ("branches", "soft_labels", "trunk_states", ROW, *OWN_COLUMNS)
+_OURS = ("branches", "soft_labels", "trunk_states", ROW, TEACHER, *OWN_COLUMNS)
 # Columns that TRL reads as what tokenising made of a row.
 _OF_TOKENS = ("labels", "completion_mask", "assistant_masks", "seq_lengths")
 

@@ -28,6 +28,10 @@ from .upstream import common_prefix_length
 GOLD = "gold"
 #: Column and batch entry: where in the training data a row stands.
 ROW = "exbias_row"
+#: Which of several teachers labels a row, by its place in their list.
+TEACHER = "exbias_teacher"
+#: The column of the data in which a row names its teacher.
+TEACHER_NAME = "teacher"
 #: Column: how many of a row's tokens precede its response.
 CONTEXT_LENGTH = "context_length"
 #: Column of a rollout: a weight for each of its tokens, where they differ.

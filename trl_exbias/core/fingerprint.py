@@ -2,6 +2,7 @@
 
 import hashlib
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import nn
@@ -62,6 +63,9 @@ def rows_fingerprint(dataset: Dataset, columns: tuple[str, ...] = ("input_ids", 
     # Not as numpy: `datasets` 5 cannot make that of a column in which some rows are null.
     for table in dataset.select_columns([*columns]).with_format("arrow").iter(batch_size=1000):
         for column in columns:
+            if pa.types.is_integer(table[column].type):
+                digest.update(table[column].to_numpy().astype("int64").tobytes())
+                continue
             for row in table[column]:
                 if row.values is None:
                     digest.update(b"null")

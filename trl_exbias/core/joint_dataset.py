@@ -1,18 +1,18 @@
 """Gold rows with their branches, looked up as they are read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, TOKEN_WEIGHTS, Branch, BranchedExample, concatenate
+from .branches import CONTEXT_LENGTH, GOLD, PROMPT, ROW, TEACHER, TOKEN_WEIGHTS, Branch, BranchedExample, concatenate
 from .soft_labels import soft_label_key
 from .tensor_cache import TensorCache, content_key
 
 
-_GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH, PROMPT]
+_GOLD_COLUMNS = ["input_ids", "labels", CONTEXT_LENGTH, PROMPT, TEACHER]
 _BRANCH_COLUMNS = ["kind", "input_ids", "labels", "weight", "score", TOKEN_WEIGHTS]
 
 
@@ -27,9 +27,9 @@ class JointDataset(torch.utils.data.Dataset):
             Branches of one or more iterations, as [`~trl_exbias.run.rollout_store.RolloutStore.read`] returns them.
         rows (`list[int]`, *optional*):
             Rows of `gold` to keep, in order. Default: all.
-        soft_labels ([`TensorCache`], *optional*):
-            Where every branch has a teacher's labels; those of a row are added under `soft_labels`, in the order of its
-            branches, gold first.
+        soft_labels (`Mapping[int, TensorCache]`, *optional*):
+            Where every branch has its teacher's labels, by the teacher's place (0 where there is one); those of a row are added
+            under `soft_labels`, in the order of its branches, gold first.
 
     Attributes:
         trunk_states ([`TensorCache`], *optional*):
@@ -42,7 +42,7 @@ class JointDataset(torch.utils.data.Dataset):
         gold: Dataset,
         rollouts: list[Dataset],
         rows: list[int] | None = None,
-        soft_labels: TensorCache | None = None,
+        soft_labels: Mapping[int, TensorCache] | None = None,
     ):
         self.gold = gold.select_columns([name for name in _GOLD_COLUMNS if name in gold.column_names])
         self.rows = list(range(len(gold))) if rows is None else rows
@@ -60,8 +60,9 @@ class JointDataset(torch.utils.data.Dataset):
         place = self.rows[index]
         row = {**self.gold[place], ROW: place, "branches": self._branches(place)}
         if self.soft_labels is not None:
+            labels = self.soft_labels[row.get(TEACHER, 0)]
             row["soft_labels"] = concatenate(
-                self.soft_labels.get(soft_label_key(context_ids, branch)) for context_ids, branch in labelled(row)
+                labels.get(soft_label_key(context_ids, branch)) for context_ids, branch in labelled(row)
             )
         if self.trunk_states is not None:
             keys = [segment_key(tokens, begin) for tokens, begin in segments(row)]

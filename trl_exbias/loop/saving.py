@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import ProcessorMixin
 
-from ..core.branches import PROMPT
+from ..core.branches import PROMPT, TEACHER
 from ..core.fingerprint import rows_fingerprint
 from ..core.upstream import CHECKPOINT_PREFIX, TRAINING_ARGS_FILE
 from ..hub.model_card import create_model_card, save_model_card
@@ -40,7 +40,7 @@ class SavingSFTTrainer(PlannedSFTTrainer):
         """What a resumed run's data must equal; `None` for a stream, or rows that are not tokenized ahead."""
         columns = getattr(self.train_dataset, "column_names", None) or []
         if isinstance(self.train_dataset, Dataset) and {"input_ids", "labels"} <= set(columns):
-            own = {PROMPT} & set(columns)
+            own = [name for name in (PROMPT, TEACHER) if name in columns]
             return rows_fingerprint(self.train_dataset, ("input_ids", "labels", *own))
         return None
 

@@ -70,9 +70,10 @@ def rollout_bytes(phases: list[PlannedPhase]) -> int | None:
     return _ROLLOUT_BYTES * sum(tokens) if len(tokens) == len(phases) else None
 
 
-def soft_label_bytes(positions: int, teacher: ModelFacts, top_k: int | None) -> int:
+def soft_label_bytes(positions: int, teacher: ModelFacts | None, top_k: int | None) -> int:
     """Bytes of the teacher's labels at `positions` positions: its last hidden states, or its top k and the mass of the rest."""
     if top_k is None:
+        assert teacher is not None, "hidden states are of a model that is known"
         return positions * teacher.hidden_size * teacher.head_dtype.itemsize
     return positions * (_TOP_K_BYTES * top_k + 4)
 

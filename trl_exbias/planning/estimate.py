@@ -1,5 +1,6 @@
 """A device's memory in every phase of a run, put together from the model, the placement and the phases."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ def shares_context(attn_implementation: str | None, args: Any, config: Pretraine
 def estimate(
     findings: Findings,
     config: PretrainedConfig,
-    teacher_config: PretrainedConfig | None,
+    teacher_configs: Sequence[PretrainedConfig],
     args: Any,
     model_args: Any,
     peft_config: Any,
@@ -103,11 +104,7 @@ def estimate(
         findings.error("model", str(error))
         return None
     facts = model_facts(model, computes_in, packing)
-    teacher = None
-    if teacher_config is not None:
-        asked = (args.teacher_model_init_kwargs or {}).get("dtype", "auto")
-        dtype = _dtype(asked, teacher_config)
-        teacher = model_facts(meta_model(teacher_config, dtype, Placement()), dtype)
+    teacher = _largest_teacher(args, teacher_configs)
     try:
         stand = standing(facts, placement, args.optim)
     except ValueError as error:
@@ -116,7 +113,8 @@ def estimate(
     if casts_model(placement):
         model.to(computes_in)
     activations = _Counter(findings, model, None if casts_model(placement) else precision(placement))
-    planner = _Planner(args, facts, teacher, placement, stand, computes_in, device_bytes, reads_for_labels)
+    here = None if labels_elsewhere(args) else teacher
+    planner = _Planner(args, facts, here, placement, stand, computes_in, device_bytes, reads_for_labels)
     memory = []
     for phase in phases:
         layout = phase.layout
@@ -192,7 +190,9 @@ class _Planner:
             self.facts,
             self.placement,
             activations,
-            self._head(layout, teacher is not None or corrects_softly),
+            self._head(
+                layout, teacher is not None or corrects_softly or (phase.iteration > 0 and labels_elsewhere(self.args))
+            ),
             self.args.gradient_checkpointing,
             self.args.gradient_accumulation_steps > 1,
             beside,
@@ -214,6 +214,38 @@ class _Planner:
         if self.args.cache_teacher:
             return teacher.vocab_size * teacher.hidden_size * teacher.head_dtype.itemsize
         return teacher.bytes // self.placement.shards_weights
+
+
+def _largest_teacher(args: Any, configs: Sequence[PretrainedConfig]) -> ModelFacts | None:
+    """One is loaded at a time: the largest is what has to fit."""
+    largest = None
+    for config in configs:
+        asked = args.teacher_model_init_kwargs or {}
+        dtype = _dtype(asked.get("dtype", "auto"), config)
+        # Packed weights are those that are not trained.
+        model = meta_model(config, dtype, Placement()).requires_grad_(False)
+        facts = model_facts(model, dtype, _packing(asked.get("quantization_config")))
+        largest = facts if largest is None or facts.bytes > largest.bytes else largest
+    return largest
+
+
+def labels_elsewhere(args: Any) -> bool:
+    """Whether soft labels come from a teacher that takes none of the training devices' memory: a server's, or one on the CPU."""
+    if getattr(args, "alpha", 1) == 1:
+        return False
+    places = (args.teacher_model_init_kwargs or {}).get("device_map")
+    places = [*places.values()] if isinstance(places, dict) else [places]
+    return args.teacher_server_base_url is not None or {*map(str, places)} <= {"cpu", "disk"}
+
+
+def _packing(quantization: Any) -> str | None:
+    """How bitsandbytes packs linear layers, by the `quantization_config` of a `from_pretrained`."""
+    if quantization is None:
+        return None
+    asked = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if asked.get("load_in_4bit"):
+        return "4bit-nested" if asked.get("bnb_4bit_use_double_quant") else "4bit"
+    return "8bit" if asked.get("load_in_8bit") else None
 
 
 class _Counter:

@@ -91,7 +91,12 @@ class Hub:
 def uses_hub(recipe: dict[str, Any]) -> bool:
     """Whether anything that a recipe names may have to be looked up on the hub."""
     sources = recipe.get("datasets") or []
-    names = [recipe.get(key) for key in ("model_name_or_path", "teacher_model_name_or_path", "chat_template_path")]
+    keys = ["model_name_or_path", "teacher_model_name_or_path", "chat_template_path"]
+    if recipe.get("teacher_server_base_url") is not None:
+        keys.remove("teacher_model_name_or_path")  # a name on that server
+    names = [recipe.get(key) for key in keys]
+    teachers = recipe.get("teachers")
+    names += teachers.values() if isinstance(teachers, dict) else []
     names += [recipe.get("dataset_name"), *(source.get("path") for source in sources if isinstance(source, dict))]
     return any(isinstance(name, str) and not is_local(name) for name in names)
 

@@ -11,7 +11,7 @@ from ..methods.verifiers import check_verifier
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
 from . import checks, disk
-from .estimate import Estimate, estimate, shares_context
+from .estimate import Estimate, estimate, labels_elsewhere, shares_context
 from .hub import Hub, NotAtHand
 from .lengths import Lengths, measure
 from .memory import GIB
@@ -60,11 +60,11 @@ def look(
     if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
         _rows(findings, hub, arguments, "test", config)
     lengths = _lengths(findings, arguments.plan, rows, form, tokenizer, config, args)
-    teacher = None
+    teachers: list[Any] = []
     if arguments.plan.has_teacher:
-        teacher = checks.check_teacher(findings, hub, args, tokenizer, config)
+        teachers = checks.check_teachers(findings, hub, args, tokenizer, config, None if rows is None else rows.rows)
         if form == "text":
-            checks.check_trajectories(findings, args, model=config, teacher=teacher)
+            checks.check_trajectories(findings, args, config, teachers)
     if not arguments.are_valid:
         return None
     placement = None
@@ -73,7 +73,7 @@ def look(
     if placement is None:
         return None
     checks.check_placement(findings, args, placement, model_args.use_peft)
-    return _plan(findings, arguments, placement, config, teacher, rows, form, lengths, gpu_memory_gib)
+    return _plan(findings, arguments, placement, config, teachers, rows, form, lengths, gpu_memory_gib)
 
 
 def _rows(
@@ -145,7 +145,7 @@ def _plan(
     arguments: "Arguments",
     placement: Placement,
     config: Any,
-    teacher: Any,
+    teachers: list[Any],
     rows: FirstRows | None,
     form: str | None,
     lengths: Lengths | None,
@@ -183,7 +183,7 @@ def _plan(
 
         peft_config = get_peft_config(model_args)
     reads = arguments.plan.reads_for_labels or arguments.plan.shown_template(args) is not None
-    found = estimate(findings, config, teacher, args, model_args, peft_config, placement, phases, device, reads)
+    found = estimate(findings, config, teachers, args, model_args, peft_config, placement, phases, device, reads)
     planned.estimate = found
     if found is None:
         return planned
@@ -236,7 +236,8 @@ def _plan_disk(
     if args.rollout_engine == "vllm":
         sizes["the policy that vLLM serves"] = model
     teacher = found.teacher
-    if teacher is not None and args.cache_teacher and lengths is not None and planned.data["rows"]:
+    is_known = teacher is not None or labels_elsewhere(args)
+    if is_known and args.cache_teacher and lengths is not None and planned.data["rows"]:
         branches = 1 + sum(phase.rollout_rows != 0 for phase in phases)
         positions = round(planned.data["rows"] * lengths.mean_response * branches)
         sizes["soft labels"] = disk.soft_label_bytes(positions, teacher, args.teacher_top_k)

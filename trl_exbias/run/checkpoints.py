@@ -47,6 +47,7 @@ _FREE = (
     "max_degenerate_rate",
     "soft_label_dir",
     "teacher_model_init_kwargs",
+    "teacher_server_base_url",
     "cache_teacher",
     "cache_trunk",
 )

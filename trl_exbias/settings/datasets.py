@@ -13,6 +13,7 @@ from trl import DatasetMixtureConfig, get_dataset
 
 from ..chat.row_checks import Problems, batches
 from ..chat.turns import is_list
+from ..core.branches import TEACHER_NAME
 from ..core.errors import UsageError
 from ..core.local_names import BUILDERS, check_local
 from .data_arguments import DataArguments
@@ -96,7 +97,8 @@ def render(dataset: Dataset, data_args: DataArguments) -> Dataset:
             "completion": [{"role": "assistant", "content": text["completion"]}],
         }
 
-    rendered = dataset.map(render_row, remove_columns=dataset.column_names, desc="Rendering rows")
+    others = [name for name in dataset.column_names if name != TEACHER_NAME]
+    rendered = dataset.map(render_row, remove_columns=others, desc="Rendering rows")
     if isinstance(rendered, Dataset):
         _check_nulls(rendered, {name: f"`{name}_template` writes, or fails on, a null" for name in compiled})
     if data_args.document_column is None:

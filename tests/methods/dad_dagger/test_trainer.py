@@ -13,6 +13,7 @@ from trl_exbias.run.rollout_store import RolloutStore
 
 from ...families import family
 from ...loop.runs import config, logged, trainer, weights
+from ...marks import needs_bitsandbytes
 from ...reference import dad_dagger as reference
 from ...tiny import VOCAB_SIZE, byte_tokenizer, conversations, plain_pairs, tiny_model
 
@@ -37,7 +38,8 @@ def make(tmp_path, dataset=None, model=None, teacher=None, eval_dataset=None, ca
     }
     peft_config = options.pop("peft_config", None)
     args = config(DaDDaggerConfig, tmp_path, **options)
-    if teacher is None and args.alpha < 1 and args.teacher_model_name_or_path is None:
+    own = args.teacher_model_name_or_path or args.teacher_server_base_url or args.teachers
+    if teacher is None and args.alpha < 1 and own is None:
         teacher = tiny_model(seed=7)
     return trainer(
         DaDDaggerTrainer,
@@ -230,6 +232,29 @@ def test_a_teacher_by_path(tmp_path, save):
     by_path = run(tmp_path / "a", teacher=str(path))
     by_object = run(tmp_path / "b", teacher=teacher)
     assert logged(by_path, "loss") == pytest.approx(logged(by_object, "loss"), rel=1e-5)
+
+
+def test_a_teacher_on_a_device_of_its_own(tmp_path):
+    """`device_map` places it, and it stays there."""
+    (teacher := tiny_model(seed=7)).save_pretrained(tmp_path / "teacher")
+    placed = make(tmp_path / "a", teacher=str(tmp_path / "teacher"), teacher_model_init_kwargs={"device_map": "cpu"})
+    placed.teacher.device = torch.device("meta")  # where the student would be; a model that moved there has no weights
+    placed.train()
+    assert logged(placed, "loss") == logged(run(tmp_path / "b", teacher=teacher), "loss")
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("bits", "cache"), [(4, True), (4, False), (8, True)])
+def test_a_quantized_teacher(tmp_path, bits, cache):
+    """Its labels are those of the packed weights: others, and near."""
+    size = {"hidden_size": 64, "intermediate_size": 128}  # blocks of 64 weights are packed
+    tiny_model(seed=7, **size).save_pretrained(tmp_path / "teacher")
+    options = {"teacher": str(tmp_path / "teacher"), "num_iterations": 1, "cache_teacher": cache}
+    packing = {"device_map": "cpu", "quantization_config": {f"load_in_{bits}bit": True}}
+    packed = run(tmp_path / "packed", teacher_model_init_kwargs=packing, **options)
+    whole = run(tmp_path / "whole", **options)
+    assert logged(packed, "kl") != logged(whole, "kl")
+    assert logged(packed, "kl") == pytest.approx(logged(whole, "kl"), rel=0.1)
 
 
 def test_lora_students_and_partly_trained_students(tmp_path):

@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_exbias import BASHConfig, BASHTrainer
+from trl_exbias.core import json_server
 from trl_exbias.rollouts import (
     RolloutEngine,
     RolloutEngineError,
@@ -197,7 +198,7 @@ class _Moody(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_server_that_is_busy_is_asked_again(monkeypatch):
-    monkeypatch.setattr(vllm_server, "_SECONDS_BETWEEN_ATTEMPTS", 0.01)
+    monkeypatch.setattr(json_server, "BACK_OFF", (0.01, 0.01))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Moody)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     progress = []
@@ -214,7 +215,7 @@ def test_a_server_that_is_busy_is_asked_again(monkeypatch):
 
 
 def test_a_server_that_is_not_there_is_an_error_with_its_address(monkeypatch):
-    monkeypatch.setattr(vllm_server, "_SECONDS_BETWEEN_ATTEMPTS", 0.01)
+    monkeypatch.setattr(json_server, "BACK_OFF", (0.01, 0.01))
     address = f"http://127.0.0.1:{free_port()}"
     with (
         pytest.raises(RolloutEngineError, match=f"{address} could not be reached"),

@@ -1,10 +1,10 @@
 """Answers of judges on the disk: nothing is asked, or paid, twice."""
 
-import json
 import logging
 from pathlib import Path
 
 from ...core.errors import UsageError
+from ...core.json_lines import append_record, read_records
 from .requests import JudgeAnswer
 
 
@@ -50,23 +50,14 @@ class AnswerCache:
         if self.path is None:
             return
         record = {"key": key, "model": model, "template": template, "answer": answer.as_dict()}
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # One unbuffered write at the end of the file, whole: lines of several processes do not mix.
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(line)
+        append_record(self.path, record)
 
     def _read(self, path: Path) -> None:
-        contents = path.read_bytes()
         unreadable = 0
-        for line in contents.splitlines():
+        for record in read_records(path):
             try:
-                record = json.loads(line)
                 self._answers.setdefault(record["key"], JudgeAnswer.from_dict(record["answer"]))
             except (ValueError, KeyError, TypeError):
-                unreadable += bool(line.strip())
-        if contents and not contents.endswith(b"\n"):
-            with open(path, "ab") as file:
-                file.write(b"\n")
+                unreadable += 1
         if unreadable:
             logger.warning(f"{path}: {unreadable} unreadable lines; their questions are asked again.")

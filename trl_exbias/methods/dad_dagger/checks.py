@@ -3,31 +3,78 @@
 import logging
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...chat.data_checks import TRAINING
 from ...core.errors import UsageError
 from ...core.modeling import LMHead, positions_of
 from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from .config import DaDDaggerConfig
-from .teacher import Teacher
+from .served_teacher import ServedTeacher
+from .several_teachers import SeveralTeachers, by_name, check_names
+from .teacher import Teacher, shared_vocab_size
 
 
 logger = logging.getLogger(__name__)
 
 
-def find_teacher(args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None) -> Teacher | None:
-    """The run's teacher, not loaded yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
+def find_teacher(
+    args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None
+) -> Teacher | ServedTeacher | SeveralTeachers | None:
+    """The run's teacher, not loaded or asked yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
     source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+    address = args.teacher_server_base_url
     if args.alpha == 1:
-        if source is not None:
+        if source is not None or address is not None or args.teachers:
             logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
         return None
+    if args.teachers:
+        if source is not None:
+            raise UsageError("`teacher_model` is one teacher, and `teachers` are several. Leave one of them out.")
+        return SeveralTeachers(
+            {name: Teacher(path, args.teacher_model_init_kwargs) for name, path in by_name(args.teachers).items()}  # type: ignore[arg-type]
+        )
+    if address is not None:
+        if not isinstance(source, str | None):
+            raise UsageError(
+                "`teacher_model` is a loaded model, and `teacher_server_base_url` the address of another one. Leave one of them out."
+            )
+        return ServedTeacher(address, source)
     if source is None:
         raise UsageError(
-            f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or set "
-            "`alpha=1` for hard labels alone (DaD)."
+            f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`, `teachers` "
+            "or `teacher_server_base_url`), or set `alpha=1` for hard labels alone (DaD)."
         )
     return Teacher(source, args.teacher_model_init_kwargs)  # type: ignore[arg-type]  # text until TRL has read it
+
+
+def check_before_loading(
+    args: DaDDaggerConfig,
+    model: str | PreTrainedModel,
+    teacher: Teacher | ServedTeacher | SeveralTeachers | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    train_dataset: Any,
+) -> None:
+    """Raises a `ValueError` where teacher, student and data do not go together, as far as that shows without weights."""
+    if isinstance(teacher, SeveralTeachers):
+        check_names(train_dataset, teacher.teachers, TRAINING)
+    if teacher is not None and tokenizer is not None:
+        teacher.check_student(tokenizer, args.teacher_top_k)
+    config = config_of(model, args)
+    check_positions(args, "model", positions_of(config))
+    if teacher is not None:
+        check_router(args, config)
+        check_positions(args, "teacher", teacher.positions)
+
+
+def vocab_shared_with(teacher: Teacher | ServedTeacher | SeveralTeachers, student_size: int, num_tokens: int) -> int:
+    """How many logits student and teachers share; see [`shared_vocab_size`]."""
+    if isinstance(teacher, ServedTeacher):
+        # How many logits it has is not known; the tokens that it was asked about are.
+        return min(student_size, num_tokens)
+    for each in teacher.teachers.values() if isinstance(teacher, SeveralTeachers) else [teacher]:
+        student_size = shared_vocab_size(student_size, each.config.get_text_config().vocab_size, num_tokens)
+    return student_size
 
 
 def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None:
@@ -44,9 +91,8 @@ def check_router(args: DaDDaggerConfig, config: PretrainedConfig | None) -> None
         )
 
 
-def check_positions(args: DaDDaggerConfig, name: str, config: PretrainedConfig | None) -> None:
-    """Raises a `ValueError` where a trajectory is longer than the model called `name` has positions."""
-    limit = positions_of(config)
+def check_positions(args: DaDDaggerConfig, name: str, limit: int | None) -> None:
+    """Raises a `ValueError` where a trajectory is longer than the `limit` positions of the model called `name`."""
     length = args.context_length + args.rollout_length
     if limit is not None and length > limit:
         raise UsageError(

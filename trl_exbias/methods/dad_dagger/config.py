@@ -1,10 +1,12 @@
 """Configuration of the [`DaDDaggerTrainer`]."""
 
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from ...core.divergences import DIVERGENCES, FORWARD_KL, Divergence, divergence_problems
 from ...core.gates import GATES, Gate, gate_problems
 from ...loop.config import IterativeSFTConfig, _number
+from .several_teachers import by_name
 
 
 @dataclass
@@ -77,7 +79,24 @@ class DaDDaggerConfig(IterativeSFTConfig):
     )
     kd_temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft labels and their loss."})
     teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Teacher: hub id or folder of a model or of a LoRA adapter."}
+        default=None,
+        metadata={
+            "help": "Teacher: hub id or folder of a model or of a LoRA adapter. With `teacher_server_base_url`: its name there."
+        },
+    )
+    teacher_server_base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "A running `vllm serve` of the teacher, e.g. http://127.0.0.1:8000, instead of loading it: gives its "
+            "`teacher_top_k`. Its key, if it has one, comes from the environment variable TEACHER_API_KEY."
+        },
+    )
+    teachers: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several teachers instead of one, by names of your choice: {maths: path, code: path}. Each row names its own in "
+            "the column `teacher`. Needs `teacher_top_k`."
+        },
     )
     teacher_model_init_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Arguments of the teacher's `from_pretrained`: dtype, device_map, revision, …"}
@@ -116,7 +135,7 @@ class DaDDaggerConfig(IterativeSFTConfig):
         },
     )
 
-    _VALID_DICT_FIELDS = [*IterativeSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*IterativeSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs", "teachers"]
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -162,6 +181,55 @@ class DaDDaggerConfig(IterativeSFTConfig):
         if self.teacher_top_k is not None and not self.cache_teacher:
             found.append(
                 "`teacher_top_k` is for labels on disk: set `cache_teacher=True`, or leave `teacher_top_k` out."
+            )
+        return found + self._server_problems() + self._several_problems()
+
+    def _several_problems(self) -> list[str]:
+        if self.teachers is None:
+            return []
+        found = []
+        try:
+            by_name(self.teachers)
+        except ValueError as error:
+            found.append(str(error))
+        found += [
+            f"`teachers` are several, and `{name}` is one. Leave one of them out."
+            for name in ("teacher_model_name_or_path", "teacher_server_base_url")
+            if getattr(self, name) is not None
+        ]
+        if self.teacher_top_k is None or not self.cache_teacher:
+            found.append(
+                "`teachers` are loaded one after the other, and each one's k most probable tokens are kept: set `teacher_top_k` and "
+                "`cache_teacher=True`."
+            )
+        return found
+
+    def _server_problems(self) -> list[str]:
+        url = self.teacher_server_base_url
+        if url is None:
+            return []
+        found, address = [], urlsplit(str(url))
+        if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
+            found.append(f"`teacher_server_base_url` must be an address such as http://127.0.0.1:8000, got {url!r}.")
+        if address.username or address.password:
+            found = [
+                "`teacher_server_base_url` holds a password; put the server's key into the environment variable TEACHER_API_KEY."
+            ]
+        server = "with `teacher_server_base_url`: a server gives"
+        if self.teacher_top_k is None:
+            found.append(
+                f"`teacher_top_k` must be set {server} its k most probable tokens. `vllm serve` gives 20, and more with "
+                "`--max-logprobs`."
+            )
+        if self.kd_temperature != 1:
+            found.append(
+                f"`kd_temperature` must be 1 {server} probabilities at temperature 1, got {self.kd_temperature}."
+            )
+        if not self.cache_teacher:
+            found.append(f"`cache_teacher` must be True {server} labels that are kept on disk.")
+        if self.teacher_model_init_kwargs:
+            found.append(
+                "`teacher_model_init_kwargs` loads a teacher, and `teacher_server_base_url` has one. Leave one of them out."
             )
         return found
 

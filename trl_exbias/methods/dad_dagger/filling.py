@@ -112,7 +112,7 @@ class Filler:
         data: JointDataset,
         pieces: Pieces,
         missing: Missing,
-        compute: Callable[[list[Any], Callable[[int], object]], list[dict[str, torch.Tensor]]],
+        compute: Callable[[list[Any], Callable[[int], object]], list[dict[str, torch.Tensor]] | None],
     ) -> None:
         """
         Adds what is missing.
@@ -120,7 +120,7 @@ class Filler:
         Args:
             compute (`Callable`):
                 Makes entries of the contents of some pieces, in their order; calls its second argument with the number of
-                pieces that are done.
+                pieces that are done. `None` where it has stopped because the run was told to go.
         """
         processes, preemption = self.processes(), self.preemption()
         # Longest first, and dealt out one by one: equal shares of all lengths.
@@ -131,6 +131,8 @@ class Filler:
                     break
                 contents = [_content(pieces, data, place) for place in shard]
                 entries = compute(contents, bar.update)
+                if entries is None:
+                    break
                 cache.add({place.key: entry for place, entry in zip(shard, entries, strict=True)})
         processes.wait()
         self._take_in_others(cache)

@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,19 @@ from ...core.errors import UsageError
 from ...core.fingerprint import weights_fingerprint
 from ...core.layout import lay_out
 from ...core.model_check import check_model
-from ...core.modeling import LMHead, inference, model_class, model_device, position_limit, read_backbone
+from ...core.modeling import (
+    LMHead,
+    inference,
+    model_class,
+    model_device,
+    position_limit,
+    positions_of,
+    read_backbone,
+)
 from ...core.reading import logit_chunks, read_along
 from ...core.sharding import is_sharded
 from ...core.upstream import adapter_config_file, cached_file
+from .label_form import Content, LabelForm, Reader
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +79,9 @@ class Teacher:
         by_name = isinstance(self.source, str)
         model: Any = self._load() if by_name else self.source
         home = model_device(model)
-        placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)
+        # transformers notes a map only where it has several places.
+        is_mapped = hasattr(model, "hf_device_map") or (by_name and self.init_kwargs.get("device_map") is not None)
+        placed = is_mapped or getattr(model, "is_quantized", False)
         moves = self.device is not None and home != self.device and not placed
         training = [module for module in model.modules() if module.training]
         if self.fingerprint is None:
@@ -92,6 +104,45 @@ class Teacher:
             del model
             if by_name and torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    @property
+    def identity(self) -> str:
+        """Part of the name of its labels' folder: other weights are another teacher."""
+        assert self.fingerprint is not None, "known once it has been loaded"
+        return self.fingerprint[:16]
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of the longest text that it reads; `None` for no limit."""
+        return positions_of(self.config)
+
+    def check_student(self, tokenizer: PreTrainedTokenizerBase, top_k: int | None) -> None:
+        """Raises a `ValueError` where its token ids mean something else than the student's."""
+        check_tokenizers(tokenizer, self.tokenizer())
+
+    @contextlib.contextmanager
+    def reading(self, form: LabelForm) -> Iterator[Reader]:
+        """What works out labels: the loaded model, for the length of the block."""
+        with self.loaded() as model:
+
+            def read(
+                folder: Path, contents: list[Content], done: Callable[[int], object]
+            ) -> list[dict[str, torch.Tensor]]:
+                return teacher_labels(
+                    self.head,
+                    model,
+                    contents,
+                    form.vocab_size,
+                    form.top_k,
+                    form.temperature,
+                    form.batch_tokens,
+                    lambda number, tokens: done(number),
+                )
+
+            yield read
+
+    def check_folder(self, folder: Path) -> None:
+        """Nothing: its labels' folder is its weights' alone."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -214,7 +265,7 @@ def teacher_labels(
 
 
 def soft_target(
-    teacher: Teacher,
+    head: LMHead | None,
     model: torch.nn.Module | None,
     inputs: dict[str, torch.Tensor],
     scored: torch.Tensor,
@@ -225,20 +276,25 @@ def soft_target(
     The soft labels of a batch.
 
     Args:
+        head ([`LMHead`], *optional*): The teacher's; not needed where k tokens are stored.
         model (`nn.Module`, *optional*): The loaded teacher, where nothing is stored.
         inputs (`dict`): The batch, as [`BranchCollator`] makes it.
         scored (`torch.Tensor` of shape `(rows, length)`): Positions with a label.
         stored (`dict`, *optional*): What [`teacher_labels`] found of them.
         vocab_size (`int`): Tokens that student and teacher have in common.
     """
-    if stored is None:
-        assert model is not None
-        with torch.no_grad():
-            hidden = read_backbone(model, **lay_out(inputs, model), use_cache=False).last_hidden_state
-        return DenseTarget(hidden[scored.to(hidden.device)], teacher.head, vocab_size)
-    if "hidden" in stored:
-        return DenseTarget(stored["hidden"].to(teacher.head.projection.weight.device), teacher.head, vocab_size)
-    return TopKTarget(**stored, vocab_size=vocab_size)
+    if stored is not None and "hidden" not in stored:
+        return TopKTarget(**stored, vocab_size=vocab_size)
+    assert head is not None
+    if stored is not None:
+        return DenseTarget(stored["hidden"].to(head.projection.weight.device), head, vocab_size)
+    assert model is not None
+    if not is_sharded(model):
+        # It may have been placed elsewhere than the student.
+        inputs = {name: value.to(model_device(model)) for name, value in inputs.items()}
+    with torch.no_grad():
+        hidden = read_backbone(model, **lay_out(inputs, model), use_cache=False).last_hidden_state
+    return DenseTarget(hidden[scored.to(hidden.device)], head, vocab_size)
 
 
 def _check_positions(model: torch.nn.Module, lengths: list[int]) -> None:

@@ -31,12 +31,22 @@ from ...rollouts import RolloutEngine, SamplingOptions
 from ...run.run_directory import SOFT_LABELS, TRUNK_STATES
 from ..distilling import DistillingTrainer
 from ..plans import DaDDaggerPlan
-from .checks import check_head, check_positions, check_router, check_trainable, config_of, find_teacher
+from .checks import (
+    check_before_loading,
+    check_head,
+    check_router,
+    check_trainable,
+    find_teacher,
+    vocab_shared_with,
+)
 from .config import DaDDaggerConfig
 from .filling import Filler
-from .soft_label_phase import Labelling, SoftLabelPhase
-from .teacher import Teacher, check_tokenizers, shared_vocab_size, soft_target
-from .trajectories import cut_documents, cut_responses, report_uncut, tokenize_documents
+from .label_form import LabelForm
+from .served_teacher import ServedTeacher
+from .several_teachers import SeveralTeachers, with_teachers
+from .soft_label_phase import SoftLabelPhase
+from .teacher import Teacher, soft_target
+from .trajectories import DOCUMENT, cut_documents, cut_responses, report_uncut, tokenize_documents
 from .trunk_phase import TrunkPhase, TrunkUse
 
 
@@ -125,13 +135,8 @@ class DaDDaggerTrainer(DistillingTrainer):
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         self.teacher = find_teacher(args, teacher_model)
-        if self.teacher is not None and processing_class is not None:
-            check_tokenizers(text_tokenizer(processing_class), self.teacher.tokenizer())
-        config = config_of(model, args)
-        check_positions(args, "model", config)
-        if self.teacher is not None:
-            check_router(args, config)
-            check_positions(args, "teacher", self.teacher.config)
+        tokenizer = None if processing_class is None else text_tokenizer(processing_class)
+        check_before_loading(args, model, self.teacher, tokenizer, train_dataset)
         if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
             logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
             args = copy.copy(args)  # the caller's stays as it is
@@ -201,10 +206,13 @@ class DaDDaggerTrainer(DistillingTrainer):
             column = how.args.dataset_text_field if self._formatting_func is None else "text"
             documents = tokenize_documents(dataset, how.processing_class, column, how.args.dataset_num_proc)
             of = "" if how.is_train else f" of the {how.name}"
-            return cut_documents(documents, how.args.context_length, length, stride, of)
-        rows = super().prepare_rows(dataset, dataclasses.replace(how, is_train=True))
-        cut = cut_responses(rows, length, stride)
-        report_uncut(len(rows), cut, how.name, how.args.max_length)
+            rows, cut = dataset, cut_documents(documents, how.args.context_length, length, stride, of)
+        else:
+            rows = super().prepare_rows(dataset, dataclasses.replace(how, is_train=True))
+            cut = cut_responses(rows, length, stride)
+            report_uncut(len(rows), cut, how.name, how.args.max_length)
+        if isinstance(self.teacher, SeveralTeachers) and how.is_train:
+            return with_teachers(cut, DOCUMENT, rows, self.teacher.teachers)
         return cut
 
     def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
@@ -234,11 +242,12 @@ class DaDDaggerTrainer(DistillingTrainer):
         autocast = self.accelerator.autocast
         return TrunkPhase(self.model, autocast, args.rollout_batch_tokens, folder, self.log_now, self._filler())
 
-    def _soft_label_phase(self, teacher: Teacher) -> SoftLabelPhase:
+    def _soft_label_phase(self, teacher: Teacher | ServedTeacher | SeveralTeachers) -> SoftLabelPhase:
         args = self.args
-        how = Labelling(teacher, self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens)
+        form = LabelForm(self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens)
         folder = Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS)
-        return SoftLabelPhase(how, folder, self.log_now, self._filler())
+        teachers = [*teacher.teachers.values()] if isinstance(teacher, SeveralTeachers) else [teacher]
+        return SoftLabelPhase(teachers, form, folder, self.log_now, self._filler())
 
     def _filler(self) -> Filler:
         is_shown = not self.args.disable_tqdm and self.is_local_process_zero()
@@ -246,17 +255,23 @@ class DaDDaggerTrainer(DistillingTrainer):
 
     # The teacher
 
-    def _set_up_teacher(self, teacher: Teacher) -> None:
+    def _set_up_teacher(self, teacher: Teacher | ServedTeacher | SeveralTeachers) -> None:
+        if isinstance(teacher, ServedTeacher):
+            teacher.stop = lambda: self.preemption.asked
+        for each in teacher.teachers.values() if isinstance(teacher, SeveralTeachers) else [teacher]:
+            if isinstance(each, Teacher):
+                self._place_teacher(each)
+        self.shared_vocab = vocab_shared_with(teacher, self.shared_vocab, len(self._tokenizer))
+        check_router(self.args, self.model.config)
+        check_head(self.args, LMHead(self.model), self.shared_vocab)
+
+    def _place_teacher(self, teacher: Teacher) -> None:
         teacher.device = self.accelerator.device
         if self.args.cache_teacher:
             # Each process scores branches of its own, at its own pace: the teacher is whole for so long.
             teacher.loading = partial(loaded_whole, self.args)
         else:
             teacher.prepare = self._shard_teacher
-        teacher_size = teacher.config.get_text_config().vocab_size
-        self.shared_vocab = shared_vocab_size(self.shared_vocab, teacher_size, len(self._tokenizer))
-        check_router(self.args, self.model.config)
-        check_head(self.args, LMHead(self.model), self.shared_vocab)
 
     def _shard_teacher(self, model: PreTrainedModel) -> torch.nn.Module:
         model, self._teacher_engine = shard_for_inference(model, self.accelerator)
@@ -264,7 +279,7 @@ class DaDDaggerTrainer(DistillingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as stack:
-            if self.teacher is not None and not self.args.cache_teacher:
+            if isinstance(self.teacher, Teacher) and not self.args.cache_teacher:
                 self._resident_teacher = stack.enter_context(self.teacher.loaded())
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -295,7 +310,8 @@ class DaDDaggerTrainer(DistillingTrainer):
         assert self.teacher is not None
         labels, stored = inputs.pop("shift_labels"), inputs.pop("soft_labels", None)
         scored = labels != -100
-        target = soft_target(self.teacher, self._resident_teacher, inputs, scored, stored, self.shared_vocab)
+        head = self.teacher.head
+        target = soft_target(head, self._resident_teacher, inputs, scored, stored, self.shared_vocab)
         trust, told = teacher_trust(self.args.label_gate, target, labels[scored], kinds[scored] > 0)  # gold is kind 0
         factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
         alpha = self.args.alpha
@@ -306,7 +322,7 @@ class DaDDaggerTrainer(DistillingTrainer):
             self.args.soft_divergence.between(target),
             (alpha * factors * trust, (1 - alpha) * factors),
             self.args.kd_temperature,
-            self.teacher.head,
+            head,
         )
         losses = torch.zeros(labels.shape, device=scores.nll.device)
         # FSDP2 casts what leaves the forward to the mixed precision's type.

@@ -11,15 +11,14 @@ reload weights (`/collective_rpc`) ask for no key: keep the server on the loopba
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from ...core.json_server import JsonServer
 from ..stop_strings import StopStrings
 from .probe import WeightProbe
 from .process import RolloutEngineError
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 #: Environment variable with the server's key (`vllm serve` reads it too).
 API_KEY = "VLLM_API_KEY"
 _CONCURRENT_REQUESTS = 256
-_SECONDS_BETWEEN_ATTEMPTS = 2.0
 
 
 class VLLMServerEngine(VLLMVerbs):
@@ -77,12 +75,15 @@ class VLLMServerEngine(VLLMVerbs):
         self.base_url, self.weights, self.adapter, self.name, self.loads = base_url, weights, adapter, name, loads
         self.mix_strategy, self.timeout, self.probe = mix_strategy or "forced", timeout, probe
         self.on_progress = on_progress or (lambda sequences, tokens: None)
-        key = os.environ.get(API_KEY)
-        self._client = httpx.Client(
-            base_url=base_url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+        self._server = JsonServer(
+            base_url,
+            "The vLLM server",
+            API_KEY,
+            RolloutEngineError,
             timeout=timeout,
-            limits=httpx.Limits(max_connections=_CONCURRENT_REQUESTS),
+            patience=timeout,
+            hint=_hint,
+            max_requests=_CONCURRENT_REQUESTS,
         )
 
     def __enter__(self) -> "VLLMServerEngine":
@@ -102,18 +103,20 @@ class VLLMServerEngine(VLLMVerbs):
     def __exit__(self, *exc_info: object) -> None:
         if self.loads and self.adapter is not None:
             with contextlib.suppress(httpx.HTTPError):
-                self._client.post("/v1/unload_lora_adapter", json={"lora_name": self.name}, timeout=10)
-        self._client.close()
+                self._server.post_once("/v1/unload_lora_adapter", {"lora_name": self.name}, timeout=10)
+        self._server.__exit__()
 
     def _hand_over(self) -> None:
         if self.adapter is not None:
             path = str(Path(self.adapter).absolute())
-            self._post("/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": path, "load_inplace": True})
+            self._server.post(
+                "/v1/load_lora_adapter", {"lora_name": self.name, "lora_path": path, "load_inplace": True}
+            )
         elif self.weights is not None:
             path = str(Path(self.weights).absolute())
-            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+            self._server.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
             # What it has cached was computed with the weights before.
-            self._post("/reset_prefix_cache", {})
+            self._server.post("/reset_prefix_cache", {})
 
     def _generate(
         self, prompts: list[list[int]], params: list[dict[str, Any]], stop_strings: StopStrings | None = None
@@ -141,35 +144,12 @@ class VLLMServerEngine(VLLMVerbs):
         bodies = [{"token_ids": prompt, "sampling_params": own} for prompt, own in zip(prompts, params, strict=True)]
         if self.adapter is not None:
             bodies = [body | {"model": self.name} for body in bodies]
-        with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
-            futures = {pool.submit(self._post, "/inference/v1/generate", body): row for row, body in enumerate(bodies)}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result().json()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        """An answer of 2xx; asked for again while the server is away or too busy, until `timeout`."""
-        deadline = time.monotonic() + self.timeout
-        while True:
-            try:
-                answer = self._client.post(path, json=body)
-                if answer.is_success:
-                    return answer
-                problem = f"answered {answer.status_code} to {path}: {answer.text[:500]}"
-                again = answer.status_code in (429, 502, 503, 504)
-            except httpx.TransportError as error:
-                problem, again = f"could not be reached ({type(error).__name__}: {error})", True
-            if not again or time.monotonic() + _SECONDS_BETWEEN_ATTEMPTS > deadline:
-                raise RolloutEngineError(f"The vLLM server at {self.base_url} {problem}{_hint(path, problem)}")
-            time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+        for row, answer in self._server.post_all("/inference/v1/generate", bodies):
+            yield row, answer.json()
 
 
-def _hint(path: str, problem: str) -> str:
-    if " 401 " in problem:
-        return f" Put its key into the environment variable {API_KEY}."
-    if " 404 " not in problem:
+def _hint(path: str, answer: httpx.Response | None) -> str:
+    if answer is None or answer.status_code != 404:
         return ""
     missing = {
         "/v1/load_lora_adapter": "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and `--enable-lora`",
