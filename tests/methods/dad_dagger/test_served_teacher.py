@@ -201,6 +201,11 @@ def _other_prompt(answer):
     return answer
 
 
+def _null(answer):
+    next(iter(answer["choices"][0]["prompt_logprobs"][1].values()))["logprob"] = None
+    return answer
+
+
 def _logits(answer):
     for place in answer["choices"][0]["prompt_logprobs"][1:]:
         for entry in place.values():
@@ -215,6 +220,7 @@ def _logits(answer):
         (_shifted, "do not line up with the prompt"),
         (_other_prompt, "read other tokens than it was sent"),
         (_logits, "`--logprobs-mode raw_logits`"),
+        (_null, "in the place of token .* it has no log-probabilities"),
         (lambda answer: [], "is not a completion"),
         (Response("<html>", content_type="text/html"), "is not JSON"),
         (Response('{"error": "prompt logprobs of 5 above 3"}', status=400), "larger `--max-logprobs`, or lower"),

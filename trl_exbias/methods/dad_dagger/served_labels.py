@@ -59,7 +59,8 @@ def labels_of(
     log_probs = torch.tensor([[value for _, value in row] for row in own], dtype=torch.float64)
     log_probs -= torch.log1p(-left_out).unsqueeze(-1)
     mass = log_probs.exp().sum(-1)
-    if mass.max() > 1 + _ROUNDING or log_probs.max() > _ROUNDING:
+    # Not `>`: what is not a number is wrong too.
+    if not (mass.max() <= 1 + _ROUNDING and log_probs.max() <= _ROUNDING):
         raise BadAnswer(
             f"its {k} log-probabilities have a mass of {float(mass.max()):.4g}, above 1: is it started with "
             "`--logprobs-mode raw_logits`? It has to be `raw_logprobs`, the default"
@@ -92,11 +93,17 @@ def _prompt_log_probs(answer: Any, tokens: Sequence[int]) -> list[dict[str, Any]
     if len(found) != len(tokens):
         raise BadAnswer(f"it has log-probabilities of {len(found)} tokens for a prompt of {len(tokens)}")
     for token, entries in zip(tokens[1:], found[1:], strict=True):
-        if not isinstance(entries, dict) or str(token) not in entries:
+        if not isinstance(entries, dict) or not all(map(_is_log_prob, entries.values())):
+            raise BadAnswer(f"in the place of token {token} it has no log-probabilities")
+        if str(token) not in entries:
             raise BadAnswer(
                 f"its log-probabilities do not line up with the prompt: token {token} is not in its own place"
             )
     return found
+
+
+def _is_log_prob(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("logprob"), int | float)
 
 
 def _kept(entries: dict[str, Any], token: int, asked: int, vocab_size: int) -> tuple[list[tuple[int, float]], float]:

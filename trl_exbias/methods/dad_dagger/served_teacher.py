@@ -26,6 +26,7 @@ from .journal import Journal
 from .label_form import Content, LabelForm, Reader
 from .served_labels import BadAnswer, TooFew, labels_of, own_log_probs
 from .served_tokens import check_tokens
+from .teacher import check_lengths
 
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ class ServedTeacher:
         assert form.top_k is not None, "the configuration asks for it"
         entries: list[dict[str, torch.Tensor]] = [{} for _ in contents]
         tokens = [[*context, *branch.input_ids] for context, branch in contents]
+        check_lengths(self.positions, [len(each) for each in tokens])
         asked = dict.fromkeys(range(len(contents)), form.top_k)
         try:
             while asked:
@@ -216,7 +218,9 @@ class ServedTeacher:
             raise TeacherServerError(
                 f"{self.base_url} does not say which models it serves (`/v1/models`): is it the address of a `vllm serve`?"
             ) from None
-        names = ", ".join(served) or "none"
+        if not served:
+            raise UsageError(f"The teacher's server at {self.base_url} serves no model.")
+        names = ", ".join(served)
         if self.name is None and len(served) != 1:
             raise UsageError(
                 f"The teacher's server at {self.base_url} serves several models ({names}): say which one is the teacher with "

@@ -258,7 +258,7 @@ def teacher_labels(
             on_progress(1, counts[place])
 
     lengths = [len(context) + len(branch.input_ids) - 1 for context, branch in rows]
-    _check_positions(model, lengths)
+    check_lengths(position_limit(model), lengths)
     with inference(model):
         run_in_batches(run, lengths, max_batch_tokens, READING_PADDING)
     return out
@@ -297,8 +297,8 @@ def soft_target(
     return DenseTarget(hidden[scored.to(hidden.device)], head, vocab_size)
 
 
-def _check_positions(model: torch.nn.Module, lengths: list[int]) -> None:
-    limit = position_limit(model)
+def check_lengths(limit: int | None, lengths: list[int]) -> None:
+    """Raises a `ValueError` where a text is longer than the teacher's positions."""
     if limit is not None and max(lengths) > limit:
         raise UsageError(
             f"A context with its branch has {max(lengths)} tokens; the teacher has {limit} positions. Lower "
