@@ -42,7 +42,8 @@ def test_there_is_one_bar_a_phase_and_nothing_else_on_the_error_stream(shown):
 def test_the_output_ends_in_a_table_and_what_to_do_next(shown):
     done, folder = shown
     out = done.stdout
-    assert "warn" not in out.lower().replace("(1 warning of a library)", "") and "{'" not in out
+    said = re.sub(r"\(\d+ warnings? of (a library|libraries)\)", "", out)
+    assert "warn" not in said.lower() and "{'" not in said
     assert re.search(r"^BASH +[\d.]+ → [\d.]+ +[\d.]+ → [\d.]+ +\d+% → \d+%$", out, re.MULTILINE)
     assert out.index("What to do next") > out.index("Held-out, 2 word problems")
     assert "Log: runs/demo/_log.txt" in out and (folder / "runs/demo/_log.txt").is_file()

@@ -18,7 +18,7 @@ def random_policy(config: PretrainedConfig, dtype: torch.dtype, entropy: float =
     """
     torch.manual_seed(0)
     with torch.device(device()):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.eval()
     tokens = torch.randint(config.vocab_size, (4, 64), device=device())
     with inference(model):
