@@ -23,6 +23,7 @@ from trl_exbias import (
     ScheduledSamplingConfig,
 )
 from trl_exbias.loop import rollout_rows
+from trl_exbias.run.checkpoints import WHOLE
 from trl_exbias.run.rollout_store import RolloutStoreError
 
 from ..tiny import byte_tokenizer, conversations, plain_pairs, tiny_model
@@ -344,6 +345,17 @@ def test_a_resumed_run_with_other_settings_is_refused_by_name(tmp_path):
     for name, (was, now) in others.items():
         with pytest.raises(ValueError, match=rf"made by another run: `{name}` was {was} and is now {now}"):
             bash(tmp_path, **{name: now}, resume=str(tmp_path / "checkpoint-4"))
+
+
+def test_a_checkpoint_of_a_release_without_a_setting_was_made_with_its_default(tmp_path):
+    bash(tmp_path, save_strategy="steps", save_steps=1)
+    checkpoint = tmp_path / "checkpoint-4"
+    record = json.loads((checkpoint / WHOLE).read_text())
+    del record["run"]["repetition_penalty"]
+    (checkpoint / WHOLE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"`repetition_penalty` was 1.0 and is now 1.2\. Resume"):
+        bash(tmp_path, repetition_penalty=1.2, resume=str(checkpoint))
+    bash(tmp_path, resume=str(checkpoint))
 
 
 def test_rollouts_are_told_apart_by_sampling_settings_that_are_used(tmp_path):

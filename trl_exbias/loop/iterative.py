@@ -233,7 +233,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         self.processes.wait()
         self.data_fingerprint = self._identity_of_data()
         resume_from_checkpoint = checkpoint_to_resume(
-            resume_from_checkpoint, self.args.output_dir, self.identity(), self._loads_optimizer()
+            resume_from_checkpoint, self.args, self.identity(), self._loads_optimizer()
         )
         config = base_causal_lm(self.model).config
         rows = len(self.train_dataset) if has_length(self.train_dataset) else None

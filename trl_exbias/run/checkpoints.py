@@ -140,7 +140,7 @@ def completeness_problem(folder: Path) -> str | None:
 
 
 def checkpoint_to_resume(
-    wanted: str | bool | None, output_dir: str, identity: dict[str, Any], loads_optimizer: bool
+    wanted: str | bool | None, args: TrainingArguments, identity: dict[str, Any], loads_optimizer: bool
 ) -> str | None:
     """
     The checkpoint that a run continues from: the one named, or for `True` the newest whole one.
@@ -157,9 +157,9 @@ def checkpoint_to_resume(
     if not wanted:
         return None
     if wanted is True:
-        folder = newest_complete(output_dir)
+        folder = newest_complete(args.output_dir)
         if folder is None:
-            logger.warning(f"{output_dir} has no whole checkpoint: the run starts from the beginning.")
+            logger.warning(f"{args.output_dir} has no whole checkpoint: the run starts from the beginning.")
             return None
     else:
         folder = Path(wanted)
@@ -169,7 +169,7 @@ def checkpoint_to_resume(
                 f"`resume_from_checkpoint={wanted}` cannot be resumed from: {problem}. Use `resume_from_checkpoint=True` for "
                 "the newest whole checkpoint."
             )
-    _check_same_run(folder, identity)
+    _check_same_run(folder, identity, {field.name: field.default for field in fields(args)})
     if not loads_optimizer:
         raise UsageError(
             "transformers cannot load an optimizer's state into several processes on CPUs. Resume under DeepSpeed, or on GPUs."
@@ -177,8 +177,10 @@ def checkpoint_to_resume(
     return str(folder)
 
 
-def _check_same_run(folder: Path, identity: dict[str, Any]) -> None:
+def _check_same_run(folder: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
     made_by = json.loads((folder / WHOLE).read_text(encoding="utf-8"))["run"]
+    # A setting that an earlier release did not have was off, as it is by default.
+    made_by |= {key: defaults[key] for key in identity if key not in made_by and key in defaults}
     differing = [
         f"`{key}` was {made_by.get(key)!r} and is now {identity.get(key)!r}"
         for key in dict.fromkeys([*made_by, *identity])
