@@ -1,7 +1,13 @@
 """The bench through the package's own trainers: measures against enumeration, equal tokens, resuming, the report."""
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -16,6 +22,9 @@ from trl_exbias.bench.statistics import paired_difference
 from trl_exbias.bench.tasks import TASKS
 from trl_exbias.bench.training import train
 from trl_exbias.cli.bench import run
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_command_lines_names_are_the_real_ones():
@@ -133,3 +142,24 @@ def test_results_of_other_sizes_are_not_mixed(tmp_path):
     plan_bench(tmp_path, quick=True, seeds=3)
     with pytest.raises(ValueError, match="holds results of a bench with other sizes"):
         plan_bench(tmp_path)
+
+
+POOL = """
+import multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+from trl_exbias.bench.run import _begin_worker
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_bench_that_is_killed_leaves_no_worker(tmp_path):
+    script, told = tmp_path / "pool.py", tmp_path / "worker"
+    script.write_text(POOL)
+    with told.open("w") as out:  # a pipe would be open for as long as the worker is there
+        subprocess.run([sys.executable, script], stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(told.read_text())).wait(timeout=20)

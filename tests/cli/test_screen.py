@@ -59,6 +59,6 @@ def test_a_crash_before_there_is_a_file_shows_what_was_held(run, tmp_path):
 
 def test_the_benchs_workers_say_nothing():
     pytest.importorskip("deepspeed")
-    code = "from trl_exbias.bench.run import _quiet; _quiet(); import deepspeed"
+    code = "from trl_exbias.bench.run import _begin_worker; _begin_worker(); import deepspeed"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "accelerator" not in done.stderr

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def run_bench(bench: Bench, workers: int, on_cell: Callable[[Cell, int, int], No
     waiting = [cell for cell in bench.cells() if bench.missing(cell)]
     # A new interpreter each: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         if any(arm.has_teacher for arm in bench.arms):
             list(pool.map(_make_teacher, [bench] * len(bench.tasks), bench.tasks))
         running = {pool.submit(run_cell, bench, cell): cell for cell in waiting}
@@ -151,7 +152,11 @@ def _write(path: Path, record: dict) -> None:
     os.replace(partial, path)
 
 
-def _quiet() -> None:
+def _begin_worker() -> None:
+    """Quiet, of one thread, and gone with the process that began it: a bench that is killed leaves nothing running."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     calm_imports()
     import datasets
     import torch

@@ -13,3 +13,5 @@ def calm_imports() -> None:
     os.environ.setdefault("TQDM_DELAY", _SECONDS_BEFORE_A_BAR)  # read when tqdm is imported
     # Printed whenever DeepSpeed is imported on a machine without a GPU, also where nothing uses it.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.funcName != "get_accelerator")
+    # Printed whenever bitsandbytes is imported on a CPU of some kinds, also where nothing is quantized.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -44,7 +44,7 @@ def planned_peaks(
     phases = [_phase("SFT", 0, sft, 0), _phase("iteration 1", 1, joint, None)]
     # Planning puts a stand-in for attention into the configuration.
     config = copy.deepcopy(config)
-    found = estimate(findings, config, None, args, model_args, get_peft_config(model_args), placement, phases)
+    found = estimate(findings, config, (), args, model_args, get_peft_config(model_args), placement, phases)
     if found is None or findings.found:
         raise RuntimeError("; ".join(finding.message for finding in findings.found))
     return {
