@@ -152,11 +152,16 @@ def _write(path: Path, record: dict) -> None:
     os.replace(partial, path)
 
 
-def _begin_worker() -> None:
-    """Quiet, of one thread, and gone with the process that began it: a bench that is killed leaves nothing running."""
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        parent.join()
+        os._exit(1)
+
+
+def _begin_worker() -> None:
+    """Quiet, of one thread, and gone with the process that began it: a bench that is killed leaves nothing running."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     calm_imports()
     import datasets
     import torch
