@@ -11,7 +11,7 @@ from ...core.modeling import LMHead, positions_of
 from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from .config import DaDDaggerConfig
 from .served_teacher import ServedTeacher
-from .several_teachers import SeveralTeachers, by_name, check_names
+from .several_teachers import SeveralTeachers, by_name, check_names, each_of
 from .teacher import Teacher, shared_vocab_size
 
 
@@ -69,11 +69,12 @@ def check_before_loading(
 
 def vocab_shared_with(teacher: Teacher | ServedTeacher | SeveralTeachers, student_size: int, num_tokens: int) -> int:
     """How many logits student and teachers share; see [`shared_vocab_size`]."""
-    if isinstance(teacher, ServedTeacher):
-        # How many logits it has is not known; the tokens that it was asked about are.
-        return min(student_size, num_tokens)
-    for each in teacher.teachers.values() if isinstance(teacher, SeveralTeachers) else [teacher]:
-        student_size = shared_vocab_size(student_size, each.config.get_text_config().vocab_size, num_tokens)
+    for each in each_of(teacher):
+        if isinstance(each, ServedTeacher):
+            # How many logits it has is not known; the tokens that it was asked about are.
+            student_size = min(student_size, num_tokens)
+        else:
+            student_size = shared_vocab_size(student_size, each.config.get_text_config().vocab_size, num_tokens)
     return student_size
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -11,6 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from ...core.branches import TEACHER, TEACHER_NAME
 from ...core.errors import UsageError, did_you_mean
 from .teacher import Teacher
+
+
+if TYPE_CHECKING:
+    from .served_teacher import ServedTeacher
 
 
 class SeveralTeachers:
@@ -36,6 +40,11 @@ class SeveralTeachers:
         """Raises a `ValueError` where token ids of one of them mean something else than the student's."""
         for each in self.teachers.values():
             each.check_student(tokenizer, top_k)
+
+
+def each_of(teacher: "Teacher | ServedTeacher | SeveralTeachers") -> "list[Teacher | ServedTeacher]":
+    """The teachers that there are, in the order of their places."""
+    return [*teacher.teachers.values()] if isinstance(teacher, SeveralTeachers) else [teacher]
 
 
 def by_name(teachers: Any) -> dict[str, str]:

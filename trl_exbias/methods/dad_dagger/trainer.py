@@ -43,7 +43,7 @@ from .config import DaDDaggerConfig
 from .filling import Filler
 from .label_form import LabelForm
 from .served_teacher import ServedTeacher
-from .several_teachers import SeveralTeachers, with_teachers
+from .several_teachers import SeveralTeachers, each_of, with_teachers
 from .soft_label_phase import SoftLabelPhase
 from .teacher import Teacher, soft_target
 from .trajectories import DOCUMENT, cut_documents, cut_responses, report_uncut, tokenize_documents
@@ -246,8 +246,7 @@ class DaDDaggerTrainer(DistillingTrainer):
         args = self.args
         form = LabelForm(self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens)
         folder = Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS)
-        teachers = [*teacher.teachers.values()] if isinstance(teacher, SeveralTeachers) else [teacher]
-        return SoftLabelPhase(teachers, form, folder, self.log_now, self._filler())
+        return SoftLabelPhase(each_of(teacher), form, folder, self.log_now, self._filler())
 
     def _filler(self) -> Filler:
         is_shown = not self.args.disable_tqdm and self.is_local_process_zero()
@@ -256,10 +255,10 @@ class DaDDaggerTrainer(DistillingTrainer):
     # The teacher
 
     def _set_up_teacher(self, teacher: Teacher | ServedTeacher | SeveralTeachers) -> None:
-        if isinstance(teacher, ServedTeacher):
-            teacher.stop = lambda: self.preemption.asked
-        for each in teacher.teachers.values() if isinstance(teacher, SeveralTeachers) else [teacher]:
-            if isinstance(each, Teacher):
+        for each in each_of(teacher):
+            if isinstance(each, ServedTeacher):
+                each.stop = lambda: self.preemption.asked
+            else:
                 self._place_teacher(each)
         self.shared_vocab = vocab_shared_with(teacher, self.shared_vocab, len(self._tokenizer))
         check_router(self.args, self.model.config)
