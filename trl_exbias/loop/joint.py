@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import Trainer
 from trl import SFTTrainer
 
+from ..core.block_attention import attention_by_blocks
 from ..core.branches import GOLD, ROW
 from ..core.collating import BranchCollator
 from ..core.generation_config import make_saveable
@@ -172,7 +173,11 @@ class JointSFTTrainer(SFTTrainer):
     ) -> torch.Tensor:
         # Around the backward too: what gradient checkpointing computes again must come from the same kernels. Batches of plain
         # SFT are trained on as `SFTTrainer` would.
-        with without_attention_plans() if "branch_kinds" in inputs else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if "branch_kinds" in inputs:
+                stack.enter_context(without_attention_plans())
+            if "branch_kinds" in inputs or EXAMPLE_LENGTHS in inputs:
+                stack.enter_context(attention_by_blocks(self.args.device))
             loss = super().training_step(model, inputs, num_items_in_batch)
         check_loss(loss, inputs.get(ROW), self.state.global_step)
         return loss
@@ -266,7 +271,11 @@ class JointSFTTrainer(SFTTrainer):
         is_ours = isinstance(self.data_collator, BranchCollator)
         as_is = prediction_loss_only or not is_ours
         # Who is handed logits (`compute_metrics`, `predict`) counts on a row for each example.
-        with contextlib.nullcontext() if as_is else self.data_collator.base.padded():
+        with contextlib.ExitStack() as stack:
+            if is_ours:
+                stack.enter_context(attention_by_blocks(self.args.device))
+            if not as_is:
+                stack.enter_context(self.data_collator.base.padded())
             return super().evaluation_loop(dataloader, description, prediction_loss_only, *args, **kwargs)
 
     # Logs

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from ...core.block_attention import replaced_attention
+
 
 @contextlib.contextmanager
 def attention_without_copies(device: torch.device) -> Iterator[None]:
@@ -43,8 +45,5 @@ def attention_without_copies(device: torch.device) -> Iterator[None]:
         )
         return output.transpose(1, 2).contiguous(), None
 
-    AttentionInterface.register("sdpa", attention)
-    try:
+    with replaced_attention("sdpa", attention):
         yield
-    finally:
-        AttentionInterface.register("sdpa", usual)
