@@ -9,8 +9,9 @@ from ..reference.distillation import bucketed_cross_entropy, dense_loss, positio
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    """Several chunks, the last one shorter."""
+    """Several chunks, the last one shorter, and several pieces of each."""
     monkeypatch.setattr("trl_exbias.core.distillation._CHUNK_ELEMENTS", {"cpu": 7 * V})
+    monkeypatch.setattr("trl_exbias.core.distillation._PIECE_ELEMENTS", {"cpu": 3 * V})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

@@ -19,8 +19,9 @@ IDS = [f"{which.name}-{which.beta}" for which in DIVERGENCES]
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    """Several chunks, the last one shorter."""
+    """Several chunks, the last one shorter, and several pieces of each."""
     monkeypatch.setattr("trl_exbias.core.distillation._CHUNK_ELEMENTS", {"cpu": 7 * V})
+    monkeypatch.setattr("trl_exbias.core.distillation._PIECE_ELEMENTS", {"cpu": 3 * V})
 
 
 def assert_equal(found, expected, hidden, student):

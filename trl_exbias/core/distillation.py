@@ -11,9 +11,15 @@ CE is the KL divergence KL(p*‖p_θ) except for the teacher's entropy, which ha
 The gradient of a chunk's logits is known as soon as they are, so it is taken on the way forward and the logits are
 forgotten; the backward pass only scales what was kept (the gradient of the hidden states and of the LM head).
 
+Matrix products want many positions at a time, so that weights are read seldom. What comes between them wants few on a CPU, so
+that the dozen passes over their logits stay in its cache: a chunk is scored a piece at a time.
+
 Shapes: N scored positions, H hidden size, V vocabulary, K top-k.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,9 +28,10 @@ import torch
 from .modeling import LMHead
 
 
-# Logits of one chunk. On a CPU 2^22 floats (16 MiB) keep a chunk near the cache; a GPU wants larger matrices.
-_CHUNK_ELEMENTS = {"cpu": 1 << 22}
+# Logits of one chunk, and of one piece of it.
+_CHUNK_ELEMENTS = {"cpu": 1 << 23}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
+_PIECE_ELEMENTS = {"cpu": 1 << 19}
 
 
 class SoftTarget(Protocol):
@@ -38,6 +45,10 @@ class SoftTarget(Protocol):
 
     def log_ratios(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
         """`log p* − log p_θ` of each token there, `(n, vocab_size)`, in a tensor that is the caller's."""
+        ...
+
+    def ahead(self, rows: slice) -> AbstractContextManager[None]:
+        """Within the block, positions among these are asked for a few at a time."""
         ...
 
 
@@ -69,6 +80,15 @@ class DenseTarget:
         self.hidden = hidden
         self.head = head
         self.vocab_size = vocab_size
+        self._ahead: tuple[int, torch.Tensor] | None = None
+
+    @contextlib.contextmanager
+    def ahead(self, rows: slice) -> Iterator[None]:
+        self._ahead = rows.start, self.logits(rows)
+        try:
+            yield
+        finally:
+            self._ahead = None
 
     def chunk(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> TargetChunk:
         logits = self._logits(rows, policy_log_probs.device, temperature)
@@ -88,7 +108,12 @@ class DenseTarget:
         return self.head(self.hidden[rows])[:, : self.vocab_size]
 
     def _logits(self, rows: slice, device: torch.device, temperature: float) -> torch.Tensor:
-        logits = self.logits(rows).to(device)
+        if self._ahead is None:
+            logits = self.logits(rows)
+        else:
+            start, known = self._ahead
+            logits = known[rows.start - start : rows.stop - start]
+        logits = logits.to(device)
         return logits if temperature == 1.0 else logits / temperature
 
 
@@ -111,6 +136,9 @@ class TopKTarget:
         self.log_probs = log_probs.float()
         self.tail_log_prob = tail_log_prob.float()
         self.vocab_size = vocab_size
+
+    def ahead(self, rows: slice) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def chunk(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> TargetChunk:
         ids, log_probs, tail_log_prob = self.ids[rows], self.log_probs[rows], self.tail_log_prob[rows]
@@ -226,14 +254,18 @@ class _Distillation(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         scores = torch.zeros(5, len(hidden), device=hidden.device)
         for rows in _chunks(len(hidden), weight):
-            raw = torch.nn.functional.linear(hidden[rows], weight, bias)
-            logits = head.finish(raw)
             grad, scores[:, rows] = _score_chunk(
-                logits, labels[rows], target, rows, hard_weights[rows], soft_weights[rows], temperature
+                torch.nn.functional.linear(hidden[rows], weight, bias),
+                hidden.dtype,
+                head,
+                labels,
+                target,
+                rows,
+                (hard_weights, soft_weights),
+                temperature,
             )
             if not any(ctx.needs_input_grad[:3]):
                 continue
-            grad = head.finish_backward(grad, logits).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
             if grad_weight is not None:
@@ -243,6 +275,7 @@ class _Distillation(torch.autograd.Function):
                     grad_weight += grad.T @ hidden[rows]
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
+            del grad  # before the next chunk's logits
         ctx.gradients = [
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -265,6 +298,36 @@ class _Distillation(torch.autograd.Function):
 
 
 def _score_chunk(
+    raw: torch.Tensor,
+    dtype: torch.dtype,
+    head: LMHead,
+    labels: torch.Tensor,
+    target: SoftTarget,
+    rows: slice,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Gradient of a chunk's weighted loss with respect to what the projection gives, and the five scores `(5, n)`.
+
+    Args:
+        raw (`torch.Tensor` of shape `(n, V)`): What the projection gives. Its memory is the gradient's where the types allow.
+        dtype (`torch.dtype`): The gradient's.
+    """
+    grad = raw if raw.dtype == dtype else torch.empty_like(raw, dtype=dtype)
+    scores = torch.empty(5, len(raw), device=raw.device)
+    with target.ahead(rows):
+        for piece in _pieces(rows, raw):
+            places = slice(piece.start - rows.start, piece.stop - rows.start)
+            logits = head.finish(raw[places])
+            hard, soft = (weight[piece] for weight in weights)
+            of_piece, scores[:, places] = _score_piece(logits, labels[piece], target, piece, hard, soft, temperature)
+            # In the place of its logits, which nobody reads again.
+            grad[places] = head.finish_backward(of_piece, logits)
+    return grad, scores
+
+
+def _score_piece(
     logits: torch.Tensor,
     labels: torch.Tensor,
     target: SoftTarget,
@@ -273,7 +336,7 @@ def _score_chunk(
     soft_weights: torch.Tensor,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of the chunk's weighted loss with respect to its logits `(n, V)`, and the five scores `(5, n)`."""
+    """Gradient of the piece's weighted loss with respect to its logits `(n, V)`, and the five scores `(5, n)`."""
     labels = labels.unsqueeze(-1)
     top1 = logits.argmax(-1, keepdim=True) == labels
     log_probs = logits - logits.logsumexp(-1, keepdim=True)
@@ -300,8 +363,16 @@ def _score_chunk(
 
 def _chunks(rows: int, weight: torch.Tensor) -> list[slice]:
     elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-    step = max(1, elements // weight.size(0))
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    return _slices(0, rows, max(1, elements // weight.size(0)))
+
+
+def _pieces(rows: slice, logits: torch.Tensor) -> list[slice]:
+    elements = _PIECE_ELEMENTS.get(logits.device.type, logits.numel())
+    return _slices(rows.start, rows.stop, max(1, elements // logits.size(1)))
+
+
+def _slices(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(begin, min(begin + step, stop)) for begin in range(start, stop, step)]
 
 
 def row_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ Shapes: n positions of a chunk, V vocabulary.
 """
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,9 @@ class DivergentTarget:
     def __init__(self, target: SoftTarget, divergence: Divergence):
         self.target, self.divergence = target, divergence
         self.vocab_size = target.vocab_size
+
+    def ahead(self, rows: slice) -> AbstractContextManager[None]:
+        return self.target.ahead(rows)
 
     def log_ratios(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
         return self.target.log_ratios(rows, policy_log_probs, temperature)

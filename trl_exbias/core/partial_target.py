@@ -1,5 +1,7 @@
 """Soft labels at some of the scored positions: the others have hard labels alone."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from .distillation import SoftTarget, TargetChunk
@@ -20,6 +22,9 @@ class PartialTarget:
         self.target, self.vocab_size = target, target.vocab_size
         self.has_labels = has_labels
         self._before = [0, *has_labels.cumsum(0).tolist()]
+
+    def ahead(self, rows: slice) -> AbstractContextManager[None]:
+        return self.target.ahead(self._stretch(rows)) if self._here(rows).any() else nullcontext()
 
     def chunk(self, rows: slice, policy_log_probs: torch.Tensor, temperature: float) -> TargetChunk:
         here, policy = self._here(rows), policy_log_probs.exp()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core.distillation import _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ELSEWHERE
+from ..core.distillation import _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_ELSEWHERE, _PIECE_ELEMENTS
 from ..core.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL
 from ..core.upstream import FUSED_HEAD_TOKENS, fused_head_positions
 
@@ -19,9 +19,9 @@ from ..core.upstream import FUSED_HEAD_TOKENS, fused_head_positions
 # in `_backward_tile` y, z, log p, p, the gradient, two terms of it and the boolean one-hot; tanh's value with a soft-cap.
 _TILES_TORCH = 7.25
 _TILES_SOFTCAP = 1.0
-# Tiles of `_Distillation.forward`: the policy's logits, log-probabilities and probabilities, the teacher's logits, a
-# difference, their exponential, and the gradient of the chunk before.
-_TILES_DISTILLATION = 7.0
+# Of a chunk of `_Distillation.forward`: the policy's logits, which become their gradient, and the teacher's. Of a piece of it:
+# log-probabilities and probabilities of both, and a difference.
+_TILES_OF_CHUNK, _TILES_OF_PIECE = 2.0, 5.0
 # What other divergences than the forward KL take in addition (`examples.benchmarks.kd_loss`).
 _TILES_DIVERGENCE = {FORWARD_KL: 0, REVERSE_KL: 1, JENSEN_SHANNON: 2}
 
@@ -89,8 +89,13 @@ def distillation_head(
         divergence (`str`): One of `DIVERGENCES`.
     """
     elements = _CHUNK_ELEMENTS["cpu"] if on_cpu else _CHUNK_ELEMENTS_ELSEWHERE
-    tile = 4 * vocab_size * min(positions, max(1, elements // vocab_size))
-    chunks = round((_TILES_DISTILLATION + softened + softcap + _TILES_DIVERGENCE[divergence]) * tile)
+
+    def tile_of(elements: int) -> int:
+        return 4 * vocab_size * min(positions, max(1, elements // vocab_size))
+
+    tile, of_piece = tile_of(elements), tile_of(_PIECE_ELEMENTS["cpu"] if on_cpu else elements)
+    pieces = _TILES_OF_PIECE + softened + softcap + _TILES_DIVERGENCE[divergence]
+    chunks = round(_TILES_OF_CHUNK * tile + pieces * of_piece)
     if compute_dtype != torch.float32:
         chunks += tile  # both heads' products before they become float32
     return HeadMemory(chunks, _gradients(positions, vocab_size, hidden_size, head_dtype, compute_dtype, trained))
