@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -96,16 +99,39 @@ def chat_rows(num_rows: int, tokenizer, name: str = "gsm8k") -> tuple[list[list[
     return prompts, responses, title
 
 
-def alternate(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each contestant, taken in turns after a warm-up turn, so that a slow spell hits all alike."""
+def alternate(contestants: dict[str, Callable[[], object]], repeats: int, warm: bool = False) -> dict[str, float]:
+    """
+    Median seconds of each contestant, taken in turns, so that a slow spell hits all alike; after a warm-up turn, unless they are
+    `warm` already.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
+    for turn in range(warm, repeats + 1):
         for name, run in contestants.items():
             started = time.perf_counter()
             run()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_extra_bytes(module: str, *arguments: str) -> int:
+    """What `print_peak` prints in a process of its own, which runs a benchmark's module with these arguments."""
+    command = [sys.executable, "-m", f"examples.benchmarks.{module}", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_peak(run: Callable[[], object]) -> None:
+    """Resident memory at its highest during a run, less what was there before, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's peak counter starts over
+    before = _memory("VmRSS")
+    run()
+    print(_memory("VmHWM") - before)
+
+
+def _memory(counter: str) -> int:
+    """A counter of `/proc/self/status`, in bytes. (`ru_maxrss` would be the parent's peak, where that is higher.)"""
+    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
 def report(title: str, ratio: float, goal: str, details: str) -> None:

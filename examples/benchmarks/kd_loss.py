@@ -3,12 +3,8 @@ The distillation loss from hidden states in chunks against the same loss from fu
 the cross-entropy: time and peak memory.
 """
 
-import json
-import re
-import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +13,7 @@ from trl_exbias.core.distillation import DenseTarget, distillation_scores
 from trl_exbias.core.divergences import DIVERGENCES, FORWARD_KL, Divergence
 from trl_exbias.core.modeling import LMHead
 
-from .common import alternate, report
+from .common import alternate, peak_extra_bytes, print_peak, report
 
 
 POSITIONS, VOCAB, HIDDEN, ALPHA = 1024, 49152, 576, 0.5
@@ -61,17 +57,6 @@ def contestants() -> dict[str, callable]:
     return {"full": full, **{name: partial(chunked, name) for name in DIVERGENCES}}
 
 
-def _peak_extra_bytes(name: str) -> int:
-    """In a process of its own: resident memory at its highest, less what inputs and weights take."""
-    command = [sys.executable, "-m", "examples.benchmarks.kd_loss", name]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _memory(counter: str) -> int:
-    """A counter of `/proc/self/status`, in bytes. (`ru_maxrss` would be the parent's peak, where that is higher.)"""
-    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
-
-
 def main(repeats: int = 5) -> None:
     """1,024 positions of SmolLM2's vocabulary and width, float32."""
     runs = contestants()
@@ -79,7 +64,7 @@ def main(repeats: int = 5) -> None:
     for chunked, full in zip(values[FORWARD_KL], values["full"], strict=True):
         assert abs(chunked - full) < 1e-4 * abs(full), values
     seconds = alternate(runs, repeats)
-    extra = {name: _peak_extra_bytes(name) for name in runs}
+    extra = {name: peak_extra_bytes("kd_loss", name) for name in runs}
     title = "KD loss in chunks ÷ from full logits"
     mib = {name: value / 2**20 for name, value in extra.items()}
     report(
@@ -109,10 +94,6 @@ def main(repeats: int = 5) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        run = contestants()[sys.argv[1]]
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's peak counter starts over
-        before = _memory("VmRSS")
-        run()
-        print(_memory("VmHWM") - before)
+        print_peak(contestants()[sys.argv[1]])
     else:
         main()
