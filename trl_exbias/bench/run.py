@@ -1,5 +1,6 @@
 """Runs a bench: cells side by side on the cores there are, results on disk as they come."""
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -172,3 +173,8 @@ def _begin_worker() -> None:
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     logging.getLogger("trl_exbias").setLevel(logging.ERROR)
+    from .arms import ARMS
+
+    ARMS[0].trainer_class()
+    # accelerate collects garbage whenever a training begins and ends: half a second through what libraries hold for good.
+    gc.freeze()
