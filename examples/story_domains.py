@@ -94,8 +94,8 @@ def trajectories(documents: list[list[int]], count: int | None) -> Dataset:
     return Dataset.from_list([{"input_ids": documents[i][s : s + length]} for i, s in chosen])
 
 
-def train(model, tokenizer, data: Dataset, folder: Path, teacher=None, **options) -> None:
-    """A run of the trainer; the model is changed in place."""
+def train(model, tokenizer, data: Dataset, folder: Path, teacher=None, **options) -> list[dict[str, Any]]:
+    """A run of the trainer, which changes the model in place; what it has logged."""
     settings = {
         "context_length": CONTEXT,
         "rollout_length": HORIZON,
@@ -111,9 +111,11 @@ def train(model, tokenizer, data: Dataset, folder: Path, teacher=None, **options
         "overwrite_output_dir": True,
     }
     args = DaDDaggerConfig(str(folder), **{**settings, **options})
-    DaDDaggerTrainer(
+    trainer = DaDDaggerTrainer(
         model=model, teacher_model=teacher, args=args, train_dataset=data, processing_class=tokenizer
-    ).train()
+    )
+    trainer.train()
+    return trainer.state.log_history
 
 
 def teacher_of(domain: str, parts: dict, tokenizer, setup: Setup) -> Path:
@@ -146,15 +148,21 @@ def base_student(all_parts: dict, tokenizer, setup: Setup) -> Path:
     return folder
 
 
-def measure(model, parts: dict, num_starts: int) -> dict:
-    """Per start: teacher-forced and free-running CE, means over the horizon; and sliding perplexity."""
+def test_starts(parts: dict, count: int | None = None) -> list[tuple[list[int], list[int]]]:
+    """Contexts and horizons of the test part: every one, or `count` spread evenly over it."""
     length = CONTEXT + HORIZON
     every = [(ids, s) for ids in parts["test"] for s in starts(len(ids), length, 1)]
-    chosen = [every[k] for k in np.linspace(0, len(every) - 1, num_starts).round().astype(int)]
-    contexts = [ids[s : s + CONTEXT] for ids, s in chosen]
-    horizons = [ids[s + CONTEXT : s + length] for ids, s in chosen]
+    if count is not None:
+        every = [every[k] for k in np.linspace(0, len(every) - 1, count).round().astype(int)]
+    return [(ids[s : s + CONTEXT], ids[s + CONTEXT : s + length]) for ids, s in every]
+
+
+def measure(model, parts: dict, num_starts: int) -> dict:
+    """Per start: teacher-forced and free-running CE, means over the horizon; and sliding perplexity."""
+    contexts, horizons = zip(*test_starts(parts, num_starts), strict=True)
     runs = free_runs(model, contexts, horizons, num_samples=4, seed=0)
-    found = perplexity(model, parts["test"], CONTEXT, stride=max(1, len(every) // num_starts))
+    stride = max(1, len(test_starts(parts)) // num_starts)
+    found = perplexity(model, parts["test"], CONTEXT, stride=stride)
     return {
         "teacher_forced": runs.teacher_forced.mean(axis=1).tolist(),
         "free_running": runs.free_running.mean(axis=1).tolist(),

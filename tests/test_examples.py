@@ -35,25 +35,20 @@ def test_an_example_runs(script, expected, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_story_domains_experiment_runs_and_goes_on_where_it_stopped(tmp_path):
-    """All arms of one domain at a toy size: teacher, student, seven tables' rows; a second run trains nothing."""
+@pytest.mark.parametrize(
+    ("module", "options", "rows"),
+    # All arms of one domain at a toy size: teacher, student, and six arms; the student, and two or three arms of each seed.
+    [("examples.story_domains", [], 8), ("examples.own_states", ["--seeds", "2"], 4)],
+)
+def test_an_experiment_on_stories_runs_and_continues_where_it_stopped(module, options, rows, tmp_path):
+    """A second run trains nothing."""
     data = EXAMPLES.parents[1] / "shared" / "data" / "story_domains"
     if not data.is_dir():
         pytest.skip("../shared/data/story_domains is not here")
-    argv = [
-        "-m",
-        "examples.story_domains",
-        str(data),
-        "--domains",
-        "investigators",
-        "--trajectories",
-        "4",
-        "--starts",
-        "4",
-    ]
+    argv = ["-m", module, str(data), "--domains", "investigators", "--trajectories", "4", "--starts", "4", *options]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     first = subprocess.run([sys.executable, *argv], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr[-3000:]
-    assert first.stdout.count("| investigators |") == 8
+    assert first.stdout.count("| investigators |") == rows
     again = subprocess.run([sys.executable, *argv], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.startswith("| domain |")
