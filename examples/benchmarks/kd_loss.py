@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from trl_exbias.core.distillation import DenseTarget, distillation_scores
+from trl_exbias.core.distillation import distillation_scores
 from trl_exbias.core.divergences import DIVERGENCES, FORWARD_KL, Divergence
 from trl_exbias.core.modeling import LMHead
+from trl_exbias.core.soft_targets import DenseTarget
 
 from .common import alternate, peak_extra_bytes, print_peak, report
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Pretrai
 from transformers.modeling_outputs import BaseModelOutput
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_exbias.core.distillation import DenseTarget, distillation_scores
+from trl_exbias.core.distillation import distillation_scores
 from trl_exbias.core.modeling import LMHead, attention_mask_4d, backbone
+from trl_exbias.core.soft_targets import DenseTarget
 from trl_exbias.planning.activations import count_activations
 from trl_exbias.planning.lm_head import distillation_head, fused_head
 from trl_exbias.planning.memory import standing

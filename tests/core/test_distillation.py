@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from trl_exbias.core.distillation import DenseTarget, TopKTarget, distillation_scores, top_k_of
+from trl_exbias.core.distillation import distillation_scores
+from trl_exbias.core.soft_targets import DenseTarget, TopKTarget, top_k_of
 
 from ..heads import N, V, gradients, head_of, inputs
 from ..reference.distillation import bucketed_cross_entropy, dense_loss, position_loss

@@ -5,8 +5,9 @@ import torch
 from trl.experimental.gkd import GKDTrainer
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from trl_exbias.core.distillation import DenseTarget, TopKTarget, distillation_scores, top_k_of
+from trl_exbias.core.distillation import distillation_scores
 from trl_exbias.core.divergences import Divergence, divergence_problems
+from trl_exbias.core.soft_targets import DenseTarget, TopKTarget, top_k_of
 
 from ..heads import N, V, gradients, head_of, inputs
 from ..reference.distillation import bucketed, divergence

@@ -8,8 +8,9 @@ from datasets import Dataset
 
 from trl_exbias import DaDDaggerConfig, DaDDaggerTrainer
 from trl_exbias.core import distillation as module
-from trl_exbias.core.distillation import DenseTarget, TopKTarget, distillation_scores, top_k_of
+from trl_exbias.core.distillation import distillation_scores
 from trl_exbias.core.modeling import LMHead
+from trl_exbias.core.soft_targets import DenseTarget, TopKTarget, top_k_of
 
 from ..heads import V, gradients, head_of, inputs
 from ..loop.runs import config, logged, trainer

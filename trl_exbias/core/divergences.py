@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .distillation import SoftTarget, TargetChunk, row_dot
+from .soft_targets import SoftTarget, TargetChunk, row_dot
 
 
 FORWARD_KL, REVERSE_KL, JENSEN_SHANNON = "forward_kl", "reverse_kl", "jensen_shannon"

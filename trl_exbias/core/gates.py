@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .distillation import DenseTarget, SoftTarget
 from .reading import logit_chunks
+from .soft_targets import DenseTarget, SoftTarget
 
 
 GATES = ("threshold", "relative")

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from .distillation import SoftTarget, TargetChunk
+from .soft_targets import SoftTarget, TargetChunk
 
 
 class PartialTarget:

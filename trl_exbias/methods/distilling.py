@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 
-from ..core.distillation import DistillationScores, SoftTarget, distillation_scores
+from ..core.distillation import DistillationScores, distillation_scores
 from ..core.layout import lay_out
 from ..core.modeling import LMHead, backbone
 from ..core.sharding import gathered
+from ..core.soft_targets import SoftTarget
 from ..core.upstream import forward_redirection
 from ..loop.iterative import IterativeSFTTrainer
 

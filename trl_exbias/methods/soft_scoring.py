@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from ..core.branches import GOLD
-from ..core.distillation import DenseTarget, SoftTarget, TopKTarget
 from ..core.losses import kind_factors, sum_by_kind
 from ..core.modeling import LMHead
 from ..core.partial_target import PartialTarget
+from ..core.soft_targets import DenseTarget, SoftTarget, TopKTarget
 from .distilling import DistillingTrainer
 
 

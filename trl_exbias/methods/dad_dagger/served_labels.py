@@ -29,7 +29,7 @@ def labels_of(
     answer: Any, tokens: Sequence[int], positions: Sequence[int], asked: int, k: int, vocab_size: int
 ) -> dict[str, torch.Tensor]:
     """
-    What a [`~trl_exbias.core.distillation.TopKTarget`] is made of, from a completion with `prompt_logprobs`.
+    What a [`~trl_exbias.core.soft_targets.TopKTarget`] is made of, from a completion with `prompt_logprobs`.
 
     Tokens of the teacher that the student does not have are left out, and the others' probabilities are those given that
     none of them comes: `log p(v) − log(1 − Σ_left out p)`. The bucket has `1 − Σ_{v in top k} p(v)`.

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from ...core.batching import READING_PADDING, run_in_batches
 from ...core.branches import Branch, concatenate
-from ...core.distillation import DenseTarget, SoftTarget, TopKTarget, top_k_of
 from ...core.errors import UsageError
 from ...core.fingerprint import weights_fingerprint
 from ...core.layout import lay_out
@@ -29,6 +28,7 @@ from ...core.modeling import (
 )
 from ...core.reading import logit_chunks, read_along
 from ...core.sharding import is_sharded
+from ...core.soft_targets import DenseTarget, SoftTarget, TopKTarget, top_k_of
 from ...core.upstream import adapter_config_file, cached_file
 from .label_form import Content, LabelForm, Reader
 
