@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -168,7 +167,6 @@ def _begin_worker() -> None:
     import torch
     import transformers
 
-    warnings.simplefilter("ignore", FutureWarning)  # transformers 5.24: a setting's new name, which older releases lack
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 
 
 #: Bars of a shorter phase are not drawn: a run over few rows would show a dozen.
@@ -15,3 +16,5 @@ def calm_imports() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.funcName != "get_accelerator")
     # Printed whenever bitsandbytes is imported on a CPU of some kinds, also where nothing is quantized.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # transformers 5.24 has new names for settings and attributes that older releases know by the old ones alone.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
