@@ -1,8 +1,8 @@
 """`exbias check` as a user runs it: on a folder, a file and a recipe, and on every recipe that is shipped."""
 
 import json
-import resource
 import re
+import resource
 import subprocess
 import sys
 import time
