@@ -136,7 +136,11 @@ def test_the_picture_of_the_mask_is_the_mask():
 
 @pytest.mark.parametrize("draw", pictures.DRAWN, ids=lambda draw: draw.__name__)
 def test_the_pictures_are_those_that_the_script_draws(draw):
-    assert (pictures.FOLDER / f"{draw.__name__}.svg").read_text(encoding="utf-8") == draw()
+    there = (pictures.FOLDER / f"{draw.__name__}.svg").read_text(encoding="utf-8")
+    drawn, release = draw(), re.compile("Matplotlib v[0-9.]+")
+    if release.findall(drawn) != release.findall(there):
+        pytest.skip("drawn with another release of matplotlib")
+    assert there == drawn
 
 
 def test_every_metric_that_the_sources_name_is_on_its_page():

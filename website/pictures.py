@@ -4,6 +4,7 @@ Draws the pictures of docs/pictures: `python -m website.pictures`.
 Each stands on a light card of its own, so that it can be read on a light and on a dark page.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -149,7 +150,27 @@ def demo() -> str:
     return picture(round(width), height, "exbias demo --quick", [card, *rows])
 
 
-DRAWN = (loop, branches, prefixes, demo)
+def compare() -> str:
+    """The first picture of a report, of the figures in docs/pictures/compare.json: those of docs/results.md at equal compute."""
+    from trl_exbias.comparing.content import UNTRAINED, Content, Entry
+    from trl_exbias.comparing.plots import plots
+    from trl_exbias.evaluation.figures import Figure
+
+    found = json.loads((FOLDER / "compare.json").read_text(encoding="utf-8"))
+    models: dict[str, dict[str, Figure]] = {}
+    for name, by_model in found.items():
+        higher = by_model.pop("higher_is_better")
+        for model, (mean, low, high) in by_model.items():
+            figure = Figure(name, mean, low, high, n=48, higher_is_better=higher)
+            models.setdefault(model, {})[f"compare/{name}"] = figure
+    entries = tuple(
+        Entry(model, None if model == UNTRAINED else model, figures=figures) for model, figures in models.items()
+    )
+    content = Content("Four methods at equal compute", entries, headline=tuple(f"compare/{name}" for name in found))
+    return plots(content)[0].svg.decode()
+
+
+DRAWN = (loop, branches, prefixes, demo, compare)
 
 
 def main() -> None:
