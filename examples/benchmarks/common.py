@@ -124,12 +124,12 @@ def peak_extra_bytes(module: str, *arguments: str) -> int:
 def print_peak(run: Callable[[], object]) -> None:
     """Resident memory at its highest during a run, less what was there before, in bytes."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's peak counter starts over
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     run()
-    print(_memory("VmHWM") - before)
+    print(memory("VmHWM") - before)
 
 
-def _memory(counter: str) -> int:
+def memory(counter: str) -> int:
     """A counter of `/proc/self/status`, in bytes. (`ru_maxrss` would be the parent's peak, where that is higher.)"""
     return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 

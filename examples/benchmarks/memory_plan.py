@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from trl_exbias.planning.memory import standing
 from trl_exbias.planning.model import meta_model, model_facts
 from trl_exbias.planning.placement import Placement
 
-from .common import report
+from .common import memory, report
 
 
 CPU = Placement(cpu=True)
@@ -105,9 +104,9 @@ def _resident(name: str, part: str) -> int:
     run()  # code is resident from its first use on
     model.zero_grad()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the kernel's peak counter starts over
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     kept = run()
-    after = _memory("VmHWM" if kept is None else "VmRSS")
+    after = memory("VmHWM" if kept is None else "VmRSS")
     return after - before
 
 
@@ -129,11 +128,6 @@ def _run(name: str, part: str) -> tuple[PreTrainedModel, Callable[[], object]]:
     # Hidden states without layers: what is measured is the head's alone.
     model.base_model.forward = lambda **inputs: BaseModelOutput(last_hidden_state=hidden)
     return model, lambda: model(shift_labels=labels, fused_lm_head=True).loss.backward()
-
-
-def _memory(counter: str) -> int:
-    """A counter of `/proc/self/status`, in bytes."""
-    return 1024 * int(re.search(rf"{counter}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
 def main() -> None:

@@ -15,14 +15,15 @@ def _small_chunks(monkeypatch):
     monkeypatch.setattr("trl_exbias.core.distillation._PIECE_ELEMENTS", {"cpu": 3 * V})
 
 
+@pytest.mark.parametrize("teacher_architecture", ["qwen2", "gemma2"])  # the second caps its logits
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize(
     ("architecture", "options"),
     [("qwen2", {}), ("qwen2", {"bias": True}), ("gemma2", {}), ("qwen2", {"logits_scaling": 3.0})],
     ids=["plain", "bias", "softcap", "scaled"],
 )
-def test_chunks_equal_the_full_logits_forward_and_backward(architecture, options, temperature):
-    student, teacher = head_of(architecture, 0, **options), head_of("qwen2", 1)
+def test_chunks_equal_the_full_logits_forward_and_backward(architecture, options, temperature, teacher_architecture):
+    student, teacher = head_of(architecture, 0, **options), head_of(teacher_architecture, 1)
     hidden, labels, teacher_hidden, hard, soft = inputs(student)
     probabilities = (teacher(teacher_hidden).double() / temperature).softmax(-1).detach()
     expected = dense_loss(student, hidden, labels, probabilities, hard, soft, temperature)

@@ -6,6 +6,7 @@ METHODS = (
     "bash-0.2",
     "bash-0.5",
     "bash-1",
+    "bash-1-gold",
     "scheduled-sampling-0.5",
     "rac",
     "spin",

@@ -64,7 +64,8 @@ class DenseTarget:
 
     @contextlib.contextmanager
     def ahead(self, rows: slice) -> Iterator[None]:
-        self._ahead = rows.start, self.logits(rows)
+        # Not finished: scaling and soft-capping a whole chunk would take several times its memory.
+        self._ahead = rows.start, self.head.raw(self.hidden[rows])
         try:
             yield
         finally:
@@ -91,8 +92,8 @@ class DenseTarget:
         if self._ahead is None:
             logits = self.logits(rows)
         else:
-            start, known = self._ahead
-            logits = known[rows.start - start : rows.stop - start]
+            start, raw = self._ahead
+            logits = self.head.finish(raw[rows.start - start : rows.stop - start])[:, : self.vocab_size]
         logits = logits.to(device)
         return logits if temperature == 1.0 else logits / temperature
 
