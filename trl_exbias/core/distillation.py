@@ -26,7 +26,7 @@ from .modeling import LMHead
 from .soft_targets import SoftTarget, row_dot
 
 
-# Logits of one chunk, and of one piece of it.
+# Logits of one chunk, and of one piece of it; away from CPUs, a chunk is one piece.
 _CHUNK_ELEMENTS = {"cpu": 1 << 23}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
 _PIECE_ELEMENTS = {"cpu": 1 << 19}
