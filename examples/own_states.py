@@ -130,7 +130,7 @@ def report(runs: Path, arms: Iterable[str]) -> None:
 
 
 def _difference(found: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> str:
-    """Of the KL on own states, by start and by seed."""
+    """How far the KL on own states is from the baseline's, with an interval over starts and one over seeds."""
     both = [seed for seed in found if seed in baseline]
     if not both or found == baseline:
         return "–"

@@ -20,6 +20,7 @@ class Sizes:
         seeds (`int`): Repetitions: other data, other starting weights, other draws.
         rows (`int`), held_out (`int`), teacher_rows (`int`): Rows for training, for measuring and for the teacher's training.
         arm_tokens (`int`): Tokens that every arm consumes: trained, generated, and read for labels.
+        teacher_tokens (`int`): Tokens that a teacher is trained on, or those of the starting model, if they are more.
     """
 
     seeds: int = 5
@@ -27,6 +28,7 @@ class Sizes:
     held_out: int = 1000
     teacher_rows: int = 6000
     arm_tokens: int = 600_000
+    teacher_tokens: int = 1_500_000
 
 
 #: Until SFT has learned the task and only its own mistakes are left.

@@ -117,7 +117,8 @@ def _make_teacher(bench: Bench, task_name: str) -> None:
         tokenizer_of(task),
         dataset_of(task, rows),
         rows.responses.size(1) + 1,
-        START_TOKENS[task_name],
+        # Better than what the students become: else a teacher's labels would be judged by its faults.
+        max(START_TOKENS[task_name], bench.sizes.teacher_tokens),
         _TEACHER_SEED,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Attention on a CPU that skips what the mask hides.
 
-Given a mask, torch's kernel for CPUs computes every score of a row and throws away what is hidden. Of a row that several examples
-share, this is most of them: with four examples in 1,500 tokens, a layer's attention took 109 ms instead of 34, next to 159 ms for
-all its weights. Here each tile of queries reads only the stretches of keys that one of them sees. The result is the same except
+Given a mask, torch's kernel for CPUs computes every score of a row and throws away what is hidden: most scores, where several
+examples share the row. With four examples in 1,500 tokens, a layer's attention took 109 ms instead of 34, next to 159 ms for all
+its weights. Here each tile of queries reads only the stretches of keys that one of them sees. The result is the same except
 for rounding.
 """
 

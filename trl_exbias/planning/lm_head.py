@@ -19,8 +19,8 @@ from ..core.upstream import FUSED_HEAD_TOKENS, fused_head_positions
 # in `_backward_tile` y, z, log p, p, the gradient, two terms of it and the boolean one-hot; tanh's value with a soft-cap.
 _TILES_TORCH = 7.25
 _TILES_SOFTCAP = 1.0
-# Of a chunk of `_Distillation.forward`: the policy's logits, which become their gradient, and the teacher's. Of a piece of it:
-# log-probabilities and probabilities of both, and a difference.
+# Tiles of `_Distillation.forward`. As large as a chunk are the policy's logits, which become their gradient, and the teacher's; as
+# large as a piece are log-probabilities and probabilities of both, and a difference.
 _TILES_OF_CHUNK, _TILES_OF_PIECE = 2.0, 5.0
 # What other divergences than the forward KL take in addition (`examples.benchmarks.kd_loss`).
 _TILES_DIVERGENCE = {FORWARD_KL: 0, REVERSE_KL: 1, JENSEN_SHANNON: 2}
