@@ -31,16 +31,16 @@ from .story_domains import (
     HORIZON,
     ITERATIONS,
     Setup,
+    held_out_starts,
     split_by_tokens,
     teacher_of,
-    test_starts,
     train,
     trajectories,
 )
 
 
 RUNS = Path("runs/own_states")
-#: Each 10 tokens of 138 are labels of a trajectory; the teacher learns from nearly all of them.
+#: A student's labels are at 10 of a trajectory's 138 tokens; the teacher learns from nearly all of them.
 TEACHER = {"context_length": 8, "rollout_length": CONTEXT + HORIZON - 8, "num_train_epochs": 1, "learning_rate": 1e-4}
 STUDENT, BASELINE = "student", "next-token KD"
 FIGURES = ("kl_own", "kl_gold", "teacher_forced", "free_running")
@@ -92,9 +92,9 @@ def run_arm(
 
 def measure(model, teacher, parts: dict, num_starts: int) -> dict[str, Any]:
     """Each start's means over the horizon, and the perplexity of the test part."""
-    contexts, horizons = zip(*test_starts(parts, num_starts), strict=True)
+    contexts, horizons = zip(*held_out_starts(parts, num_starts), strict=True)
     runs = free_runs(model, contexts, horizons, num_samples=4, seed=0, teacher=teacher)
-    stride = max(1, len(test_starts(parts)) // num_starts)
+    stride = max(1, len(held_out_starts(parts)) // num_starts)
     found = {name: getattr(runs, name).mean(axis=1).tolist() for name in FIGURES}
     return found | {"perplexity": perplexity(model, parts["test"], CONTEXT, stride=stride).perplexity}
 

@@ -148,7 +148,7 @@ def base_student(all_parts: dict, tokenizer, setup: Setup) -> Path:
     return folder
 
 
-def test_starts(parts: dict, count: int | None = None) -> list[tuple[list[int], list[int]]]:
+def held_out_starts(parts: dict, count: int | None = None) -> list[tuple[list[int], list[int]]]:
     """Contexts and horizons of the test part: every one, or `count` spread evenly over it."""
     length = CONTEXT + HORIZON
     every = [(ids, s) for ids in parts["test"] for s in starts(len(ids), length, 1)]
@@ -159,9 +159,9 @@ def test_starts(parts: dict, count: int | None = None) -> list[tuple[list[int], 
 
 def measure(model, parts: dict, num_starts: int) -> dict:
     """Per start: teacher-forced and free-running CE, means over the horizon; and sliding perplexity."""
-    contexts, horizons = zip(*test_starts(parts, num_starts), strict=True)
+    contexts, horizons = zip(*held_out_starts(parts, num_starts), strict=True)
     runs = free_runs(model, contexts, horizons, num_samples=4, seed=0)
-    stride = max(1, len(test_starts(parts)) // num_starts)
+    stride = max(1, len(held_out_starts(parts)) // num_starts)
     found = perplexity(model, parts["test"], CONTEXT, stride=stride)
     return {
         "teacher_forced": runs.teacher_forced.mean(axis=1).tolist(),
