@@ -45,7 +45,7 @@ ARMS: tuple[Arm, ...] = (
     Arm("bash-0.2", "trl_exbias:BASHTrainer", {"beta": 0.2}, is_quick=True),
     Arm("bash-0.5", "trl_exbias:BASHTrainer", {"beta": 0.5, "num_iterations": 2}, is_quick=True),
     Arm("bash-1", "trl_exbias:BASHTrainer", {"beta": 1.0, "num_iterations": 2}),
-    # Whole own responses, at a tenth of gold's weight: the best of thirteen settings on `fix`.
+    # Whole own responses, at a tenth of gold's weight: chosen among sixteen settings on `fix` (docs/methods/bash.md).
     Arm("bash-1-gold", "trl_exbias:BASHTrainer", {"beta": 1.0, "num_iterations": 2, "rollout_weight": 0.1}),
     Arm("scheduled-sampling-0.5", "trl_exbias:ScheduledSamplingTrainer", {"beta": 0.5}),
     Arm("rac", "trl_exbias:RACTrainer", {"num_iterations": 2}, is_quick=True),

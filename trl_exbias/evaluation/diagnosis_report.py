@@ -8,9 +8,9 @@ _METHODS = {
     STAYS: "Gold is still the right next token after a wrong one: hard labels of gold on own states can teach the model to "
     "recover. Take BASH with β = 1 and a small `rollout_weight` (0.1), or DaD-DAgger with α = 0.5.",
     LOST: "There, gold's next token is mostly no longer right: hard labels of gold on own states would teach the model to ignore "
-    "what it has written. Stay with SFT: no method beats it on the bench's task of this kind. A teacher's labels follow the "
-    "model's own prefix (DaD-DAgger with α = 0, ImitKD), if the teacher is clearly better than what SFT makes of the model. Do "
-    "not take BASH, or DaD with α above 0.",
+    "what it has written. Take labels that follow the model's own prefix: those of a teacher that is better than what SFT makes of "
+    "the model (next-token distillation, or DaD-DAgger with α = 0, ImitKD). Without one, stay with SFT. Do not take BASH, or DaD "
+    "with α above 0.",
     PARTLY: "Gold stays right after some of the tokens that differ, and not after others. SFT is the safe choice. If you try BASH, "
     "keep `rollout_weight` small (0.1), and judge it by answers or KL on own states, not by free-running cross-entropy.",
     NOTHING: "The model hardly deviates from gold: there is next to nothing to learn from its own states. Stay with SFT.",
