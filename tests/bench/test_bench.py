@@ -24,6 +24,9 @@ from trl_exbias.bench.training import train
 from trl_exbias.cli.bench import run
 
 
+BY_NAME = {arm.name: arm for arm in ARMS}
+
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -75,7 +78,9 @@ def test_measures_are_those_of_a_slow_loop():
     assert found["kl_gold"] * 16 > certain.sum(1).mean().item() - 1e-3
 
 
-@pytest.mark.parametrize("arm", [ARMS[0], ARMS[2], ARMS[5], ARMS[9]], ids=lambda arm: arm.name)
+@pytest.mark.parametrize(
+    "arm", [BY_NAME[name] for name in ("sft", "bash-0.5", "rac", "dad-dagger-0.5")], ids=lambda arm: arm.name
+)
 def test_arms_consume_the_tokens_they_are_given(arm):
     task = TASKS["walk"]
     tokenizer, data = tokenizer_of(task), dataset_of(task, task.make(256, seed=0))
@@ -90,13 +95,18 @@ def test_too_few_tokens_are_refused_with_what_the_rollouts_take():
     task = TASKS["walk"]
     data = dataset_of(task, task.make(128, seed=0))
     with pytest.raises(ValueError, match="100 tokens are too few for bash-1: its rollouts and labels alone take"):
-        train(ARMS[3], lambda: new_model(task, 0), tokenizer_of(task), data, 25, 100, seed=0)
+        train(BY_NAME["bash-1"], lambda: new_model(task, 0), tokenizer_of(task), data, 25, 100, seed=0)
 
 
 def test_a_cell_is_run_once_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("trl_exbias.bench.run.START_TOKENS", {"walk": 20_000})
-    arms = (ARMS[0], own_arm("examples.own_method:HalfwayTrainer num_iterations=2"), ARMS[7])
-    bench = Bench(tmp_path, ("walk",), arms, Sizes(seeds=2, rows=128, held_out=32, teacher_rows=128, arm_tokens=20_000))
+    arms = (
+        ARMS[0],
+        own_arm("examples.own_method:HalfwayTrainer num_iterations=2"),
+        BY_NAME["kd"],
+    )
+    sizes = Sizes(seeds=2, rows=128, held_out=32, teacher_rows=128, arm_tokens=20_000, teacher_tokens=20_000)
+    bench = Bench(tmp_path, ("walk",), arms, sizes)
     _make_teacher(bench, "walk")
     for cell in bench.cells():
         run_cell(bench, cell)
