@@ -4,7 +4,6 @@ import contextlib
 
 import pytest
 import torch
-from transformers import AttentionInterface
 
 from trl_exbias.core import block_attention
 from trl_exbias.core.block_attention import Tile, attention_by_blocks, tiles_of
@@ -126,13 +125,3 @@ def test_another_mask_in_the_same_place_is_not_taken_for_the_first(small_tiles):
         with attention_by_blocks(CPU):
             model(tokens, attention_mask=causal_mask([5, 35]))
             torch.testing.assert_close(model(tokens, attention_mask=causal_mask(lengths)).logits, expected)
-
-
-def test_transformers_is_left_as_it_was_found():
-    before = AttentionInterface()["sdpa"]
-    with pytest.raises(KeyError, match="mine"), attention_by_blocks(CPU):
-        assert AttentionInterface()["sdpa"] is not before
-        raise KeyError("mine")
-    assert AttentionInterface()["sdpa"] is before
-    with attention_by_blocks(torch.device("meta")):
-        assert AttentionInterface()["sdpa"] is before

@@ -43,24 +43,45 @@ class Tile:
         return (self.queries.stop - self.queries.start) * sum(part.stop - part.start for part in self.keys)
 
 
-@contextlib.contextmanager
-def replaced_attention(name: str, attention: Callable[..., Any]) -> Iterator[None]:
-    """`attention` is what transformers calls under this name in the block, and what was there before is put back after it."""
-    usual = AttentionInterface()[name]
-    AttentionInterface.register(name, attention)
-    try:
-        yield
-    finally:
-        AttentionInterface.register(name, usual)
+#: Attention of a query, key and value `(rows, heads, length, head size)` under a mask, with dropout and scaling: as torch's
+#: kernel, or `None` where it is left to transformers.
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, float | None], torch.Tensor | None]
 
 
 @contextlib.contextmanager
-def attention_by_blocks(device: torch.device) -> Iterator[None]:
-    """Within the block, `sdpa` under a mask skips what is hidden. On a CPU alone: a GPU has `flex_attention` for it."""
+def attention_on_cpu(device: torch.device, attend: Attend) -> Iterator[None]:
+    """Within the block, on a CPU, `sdpa` under a mask is `attend`. What was there before is put back, also on an exception."""
     if device.type != "cpu":
         yield
         return
     usual = AttentionInterface()["sdpa"]
+
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        output = None
+        if attention_mask is not None and kwargs.get("position_bias") is None:
+            output = attend(query, key, value, attention_mask, dropout, scaling)
+        if output is None:
+            return usual(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return output.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("sdpa", attention)
+    try:
+        yield
+    finally:
+        AttentionInterface.register("sdpa", usual)
+
+
+def attention_by_blocks(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Within the block, `sdpa` under a mask skips what is hidden. On a CPU alone: a GPU has `flex_attention` for it."""
     remembered: list[tuple[torch.Tensor, list[list[Tile]] | None]] = []
 
     def tiles_under(mask: torch.Tensor) -> list[list[Tile]] | None:
@@ -74,71 +95,61 @@ def attention_by_blocks(device: torch.device) -> Iterator[None]:
         del remembered[:-_MASKS]
         return tiles
 
-    def attention(
-        module: nn.Module,
+    def attend(
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
+        mask: torch.Tensor,
+        dropout: float,
+        scaling: float | None,
+    ) -> torch.Tensor | None:
         length = query.size(2)
-        known = (
-            attention_mask is not None
-            and length >= _SHORTEST_ROW
-            and attention_mask.shape[1:] == (1, length, key.size(2))
+        suits = (
+            length >= _SHORTEST_ROW
+            and mask.shape[1:] == (1, length, key.size(2))
             and key.size(2) == length
-            and len(attention_mask) in (1, len(query))
+            and len(mask) in (1, len(query))
             and dropout == 0.0
-            and kwargs.get("position_bias") is None
         )
-        tiles = tiles_under(attention_mask) if known else None
-        if attention_mask is None or tiles is None:
-            return usual(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        tiles = tiles_under(mask) if suits else None
+        if tiles is None:
+            return None
         heads = query.size(1) // key.size(1)
         if heads > 1:
             key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
-        rows = [
-            _attend(query[row : row + 1], key[row : row + 1], value[row : row + 1], attention_mask, tiles, row, scaling)
-            for row in range(len(query))
-        ]
-        return torch.cat(rows).transpose(1, 2).contiguous(), None
+        # A mask of one row is that of all.
+        places = range(len(query)) if len(tiles) > 1 else [0] * len(query)
+        parts = zip(query.split(1), key.split(1), value.split(1), places, strict=True)
+        return torch.cat([_attend_row(q, k, v, mask[place, 0], tiles[place], scaling) for q, k, v, place in parts])
 
-    with replaced_attention("sdpa", attention):
-        yield
+    return attention_on_cpu(device, attend)
 
 
-def _attend(
+def _attend_row(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
-    tiles: list[list[Tile]],
-    row: int,
+    tiles: list[Tile],
     scaling: float | None,
 ) -> torch.Tensor:
-    """One row's attention, `(1, heads, length, head size)`."""
-    place = row if len(tiles) > 1 else 0
-    outputs = []
-    for tile in tiles[place]:
-        seen = mask[place, :, tile.queries]
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, tile.queries],
-                _joined([key[:, :, part] for part in tile.keys]),
-                _joined([value[:, :, part] for part in tile.keys]),
-                attn_mask=_joined([seen[None, ..., part].transpose(2, 3) for part in tile.keys]).transpose(2, 3),
-                scale=scaling,
-            )
+    """One row's attention, `(1, heads, length, head size)`, under its mask `(length, length)`."""
+    outputs = [
+        scaled_dot_product_attention(
+            query[:, :, tile.queries],
+            _joined([key[:, :, part] for part in tile.keys], -2),
+            _joined([value[:, :, part] for part in tile.keys], -2),
+            attn_mask=_joined([mask[tile.queries, part] for part in tile.keys], -1)[None, None],
+            scale=scaling,
         )
+        for tile in tiles
+    ]
     return torch.cat(outputs, 2)
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Stretches of the third dimension, one after the other; a single one as it is."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+def _joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+    """Stretches one after the other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def tiles_of(mask: torch.Tensor) -> list[list[Tile]] | None:

@@ -5,6 +5,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations import sdpa_attention
 
+from trl_exbias.core.block_attention import attention_by_blocks
 from trl_exbias.core.modeling import inference
 from trl_exbias.rollouts.local import sessions
 from trl_exbias.rollouts.local.attention import attention_without_copies
@@ -46,11 +47,12 @@ def test_keys_and_values_are_not_repeated_for_the_heads_that_share_them(monkeypa
         model(tokens, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool))
 
 
-def test_transformers_is_left_as_it_was_found():
+@pytest.mark.parametrize("own_attention", [attention_without_copies, attention_by_blocks])
+def test_transformers_is_left_as_it_was_found(own_attention):
     before = AttentionInterface()["sdpa"]
-    with pytest.raises(KeyError, match="mine"), attention_without_copies(CPU):
+    with pytest.raises(KeyError, match="mine"), own_attention(CPU):
         assert AttentionInterface()["sdpa"] is not before
         raise KeyError("mine")
     assert AttentionInterface()["sdpa"] is before
-    with attention_without_copies(torch.device("meta")):
+    with own_attention(torch.device("meta")):
         assert AttentionInterface()["sdpa"] is before
