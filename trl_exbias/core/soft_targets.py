@@ -89,12 +89,9 @@ class DenseTarget:
         return self.head(self.hidden[rows])[:, : self.vocab_size]
 
     def _logits(self, rows: slice, device: torch.device, temperature: float) -> torch.Tensor:
-        if self._ahead is None:
-            logits = self.logits(rows)
-        else:
-            start, raw = self._ahead
-            logits = self.head.finish(raw[rows.start - start : rows.stop - start])[:, : self.vocab_size]
-        logits = logits.to(device)
+        assert self._ahead is not None, "outside of `ahead`"
+        start, raw = self._ahead
+        logits = self.head.finish(raw[rows.start - start : rows.stop - start])[:, : self.vocab_size].to(device)
         return logits if temperature == 1.0 else logits / temperature
 
 
