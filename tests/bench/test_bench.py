@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from trl_exbias.bench.arms import ARMS, own_arm
+from trl_exbias.bench.arms import ARMS, BY_NAME, own_arm
 from trl_exbias.bench.measures import MEASURES, measure
 from trl_exbias.bench.model import dataset_of, new_model, starting_dataset, tokenizer_of
 from trl_exbias.bench.names import METHODS, TASK_NAMES
@@ -22,9 +22,6 @@ from trl_exbias.bench.statistics import paired_difference
 from trl_exbias.bench.tasks import TASKS
 from trl_exbias.bench.training import train
 from trl_exbias.cli.bench import run
-
-
-BY_NAME = {arm.name: arm for arm in ARMS}
 
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_exbias.bench.arms import ARMS
+from trl_exbias.bench.arms import ARMS, BY_NAME
 from trl_exbias.bench.model import dataset_of, new_model, tokenizer_of
 from trl_exbias.bench.tasks import TASKS
 from trl_exbias.bench.training import train
@@ -29,7 +29,7 @@ def models():
         model.load_state_dict(weights)
         return model
 
-    harmed, _ = train(next(arm for arm in ARMS if arm.name == "bash-1"), start, tokenizer, data, 25, 300_000, 0)
+    harmed, _ = train(BY_NAME["bash-1"], start, tokenizer, data, 25, 300_000, 0)
     other = dataset_of(TASK, TASK.make(4000, 2))
     scorer, _ = train(ARMS[0], lambda: new_model(TASK, 9, width=96), tokenizer, other, 25, 400_000, 9)
     return {"sft": start().eval(), "bash-1": harmed, "scorer": scorer}

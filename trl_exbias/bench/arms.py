@@ -71,6 +71,8 @@ ARMS: tuple[Arm, ...] = (
     # What is verified is the final state, as it would be the final answer.
     Arm("verified", "trl_exbias:VerifiedAnswersTrainer", {"verifier": r"regex:\S+", "num_iterations": 2}),
 )
+#: The arms by their names.
+BY_NAME = {arm.name: arm for arm in ARMS}
 
 
 def own_arm(text: str) -> Arm:

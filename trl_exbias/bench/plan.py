@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UsageError
-from .arms import ARMS, BASELINE, Arm, own_arm
+from .arms import ARMS, BASELINE, BY_NAME, Arm, own_arm
 from .tasks import TASKS
 
 
@@ -110,14 +110,13 @@ def plan_bench(
     if seeds is not None:
         sizes = Sizes(**{**asdict(sizes), "seeds": seeds})
     _check_names("task", tasks or [], TASKS)
-    by_name = {arm.name: arm for arm in ARMS}
-    _check_names("method", [method for method in methods or [] if ":" not in method], by_name)
+    _check_names("method", [method for method in methods or [] if ":" not in method], BY_NAME)
     if methods:
-        arms = [own_arm(method) if ":" in method else by_name[method] for method in methods]
+        arms = [own_arm(method) if ":" in method else BY_NAME[method] for method in methods]
     else:
         arms = [arm for arm in ARMS if arm.is_quick or not quick]
-    if by_name[BASELINE] not in arms:
-        arms.insert(0, by_name[BASELINE])
+    if BY_NAME[BASELINE] not in arms:
+        arms.insert(0, BY_NAME[BASELINE])
     for arm in arms:
         arm.trainer_class()
     bench = Bench(output, tuple(tasks or (QUICK_TASKS if quick else TASKS)), tuple(arms), sizes)
