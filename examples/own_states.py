@@ -19,11 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from trl_exbias.bench.statistics import paired_difference
 from trl_exbias.cli.memory import keep_freed_memory
-from trl_exbias.comparing.compute import trained_tokens
+from trl_exbias.comparing.compute import read_compute
 from trl_exbias.demo.embedded_model import embedded_model
-from trl_exbias.evaluation import perplexity
 from trl_exbias.evaluation.bootstrap import bootstrap_interval
-from trl_exbias.evaluation.free_running import free_runs
 
 from .story_domains import (
     CONTEXT,
@@ -31,7 +29,7 @@ from .story_domains import (
     HORIZON,
     ITERATIONS,
     Setup,
-    held_out_starts,
+    measure,
     split_by_tokens,
     teacher_of,
     train,
@@ -43,14 +41,6 @@ RUNS = Path("runs/own_states")
 #: A student's labels are at 10 of a trajectory's 138 tokens; the teacher learns from nearly all of them.
 TEACHER = {"context_length": 8, "rollout_length": CONTEXT + HORIZON - 8, "num_train_epochs": 1, "learning_rate": 1e-4}
 STUDENT, BASELINE = "student", "next-token KD"
-FIGURES = ("kl_own", "kl_gold", "teacher_forced", "free_running")
-
-
-def consumed(logs: list[dict[str, Any]]) -> int:
-    """Tokens trained, generated and read for labels."""
-    return trained_tokens(logs) + int(
-        sum(entry.get(key, 0) for entry in logs for key in ("rollout/num_tokens", "teacher/num_tokens"))
-    )
 
 
 def arms_of(alphas: Sequence[float]) -> dict[str, dict[str, Any]]:
@@ -65,9 +55,9 @@ def run_arm(
     """Trains an arm and measures it. An arm without settings is the student before training."""
     teacher, options = teacher_of(domain, parts, tokenizer, setup), dict(arms[name])
     set_seed(seed)
-    model, logs = AutoModelForCausalLM.from_pretrained(setup.source), []
+    model = AutoModelForCausalLM.from_pretrained(setup.source)
     data = trajectories(parts["train"], setup.trajectories)
-    folder = setup.runs / domain / f"seed-{seed}"
+    folder, tokens = result_file(setup.runs, domain, seed, name).with_suffix(""), 0
     if name == BASELINE:
         others = [result_file(setup.runs, domain, seed, arm) for arm in arms if arm not in (STUDENT, BASELINE)]
         budget = max(json.loads(path.read_text(encoding="utf-8"))["tokens"] for path in others)
@@ -75,28 +65,19 @@ def run_arm(
         an_epoch = len(data) * (CONTEXT + HORIZON - 1)
         options["num_train_epochs"] = budget / an_epoch - 1
     if options:
-        logs = train(
+        train(
             model,
             tokenizer,
             data,
-            folder / "run",
+            folder,
             teacher=str(teacher),
             seed=seed,
             trainable_modules=setup.student_modules,
             **options,
         )
-    return {"tokens": consumed(logs), "steps": max((entry["step"] for entry in logs), default=0)} | measure(
-        model.eval(), AutoModelForCausalLM.from_pretrained(teacher).eval(), parts, setup.starts
-    )
-
-
-def measure(model, teacher, parts: dict, num_starts: int) -> dict[str, Any]:
-    """Each start's means over the horizon, and the perplexity of the test part."""
-    contexts, horizons = zip(*held_out_starts(parts, num_starts), strict=True)
-    runs = free_runs(model, contexts, horizons, num_samples=4, seed=0, teacher=teacher)
-    stride = max(1, len(held_out_starts(parts)) // num_starts)
-    found = {name: getattr(runs, name).mean(axis=1).tolist() for name in FIGURES}
-    return found | {"perplexity": perplexity(model, parts["test"], CONTEXT, stride=stride).perplexity}
+        tokens = read_compute(folder).tokens
+    judge = AutoModelForCausalLM.from_pretrained(teacher).eval()
+    return {"tokens": tokens} | measure(model.eval(), parts, setup.starts, judge)
 
 
 def result_file(runs: Path, domain: str, seed: int, arm: str) -> Path:

@@ -94,8 +94,8 @@ def trajectories(documents: list[list[int]], count: int | None) -> Dataset:
     return Dataset.from_list([{"input_ids": documents[i][s : s + length]} for i, s in chosen])
 
 
-def train(model, tokenizer, data: Dataset, folder: Path, teacher=None, **options) -> list[dict[str, Any]]:
-    """A run of the trainer, which changes the model in place; what it has logged."""
+def train(model, tokenizer, data: Dataset, folder: Path, teacher=None, **options) -> None:
+    """A run of the trainer; the model is changed in place."""
     settings = {
         "context_length": CONTEXT,
         "rollout_length": HORIZON,
@@ -111,11 +111,9 @@ def train(model, tokenizer, data: Dataset, folder: Path, teacher=None, **options
         "overwrite_output_dir": True,
     }
     args = DaDDaggerConfig(str(folder), **{**settings, **options})
-    trainer = DaDDaggerTrainer(
+    DaDDaggerTrainer(
         model=model, teacher_model=teacher, args=args, train_dataset=data, processing_class=tokenizer
-    )
-    trainer.train()
-    return trainer.state.log_history
+    ).train()
 
 
 def teacher_of(domain: str, parts: dict, tokenizer, setup: Setup) -> Path:
@@ -157,13 +155,19 @@ def held_out_starts(parts: dict, count: int | None = None) -> list[tuple[list[in
     return [(ids[s : s + CONTEXT], ids[s + CONTEXT : s + length]) for ids, s in every]
 
 
-def measure(model, parts: dict, num_starts: int) -> dict:
-    """Per start: teacher-forced and free-running CE, means over the horizon; and sliding perplexity."""
+def measure(model, parts: dict, num_starts: int, teacher=None) -> dict:
+    """
+    Per start, means over the horizon: teacher-forced and free-running CE, and with a teacher the KL from it on own and on gold
+    states; and sliding perplexity.
+    """
     contexts, horizons = zip(*held_out_starts(parts, num_starts), strict=True)
-    runs = free_runs(model, contexts, horizons, num_samples=4, seed=0)
+    runs = free_runs(model, contexts, horizons, num_samples=4, seed=0, teacher=teacher)
     stride = max(1, len(held_out_starts(parts)) // num_starts)
     found = perplexity(model, parts["test"], CONTEXT, stride=stride)
-    return {
+    by_start = (
+        {} if teacher is None else {name: getattr(runs, name).mean(axis=1).tolist() for name in ("kl_own", "kl_gold")}
+    )
+    return by_start | {
         "teacher_forced": runs.teacher_forced.mean(axis=1).tolist(),
         "free_running": runs.free_running.mean(axis=1).tolist(),
         "gap_by_step": (runs.free_running - runs.teacher_forced).mean(axis=0).tolist(),
