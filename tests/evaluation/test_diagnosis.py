@@ -136,6 +136,20 @@ def test_the_model_itself_tells_that_a_wrong_start_can_be_fixed():
 
 
 @pytest.mark.slow
+def test_neither_a_model_that_reads_no_reference_nor_a_teacher_of_gold_alone_sees_that_gold_stays_right():
+    task = TASKS["fix"]
+    rows, model, teacher = task.make(512, seed=5), trained(task, 1_500_000), trained(task, 1_500_000, width=96)
+    prompts, gold = rows.prompts.tolist(), rows.responses.tolist()
+    found = diagnose(model, prompts, gold, model_judge(model, shown_reference(task, rows)), shows_reference=True)
+    print(found)
+    assert found.verdict == UNREADABLE
+    blind = diagnose(model, prompts, gold, model_judge(teacher, prompts))
+    print(blind)
+    assert blind.verdict == LOST and blind.kept.mean < 0.1
+    assert diagnose(model, prompts, gold, oracle(task, rows)).verdict == STAYS
+
+
+@pytest.mark.slow
 def test_a_model_that_can_copy_its_reference_tells_a_walk_all_the_same():
     task = replace(TASKS["walk"], reads_reference=True)
     rows, model = task.make(128, seed=5), trained(task, 2_000_000)
