@@ -133,6 +133,20 @@ def test_bash_that_replaces_nothing_is_trls_too(tmp_path, packing):
     assert torch.equal(weights(own), weights(trls))
 
 
+def test_the_sft_phase_of_a_run_that_rolls_out_is_trls_up_to_rounding(tmp_path):
+    """Examples share rows there. `max_steps` ends the run with that phase, so that both have one learning-rate schedule."""
+    data, settings = plain_pairs(12), {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    given = {"eval_dataset": data.select(range(7))}
+    trls = trainer(SFTTrainer, SFTConfig(str(tmp_path / "trl"), **DEFAULTS, **settings), data, **given)
+    own = trainer(BASHTrainer, config(BASHConfig, tmp_path / "ours", beta=0.5, **settings), data, **given)
+    own.data_collator.base.break_even = 1e6  # attention costs next to nothing here: so that there is something to pack
+    trls.train(), own.train()
+    for key in ("loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss"):
+        assert logged(own, key) == pytest.approx(logged(trls, key), rel=1e-5), key
+    torch.testing.assert_close(weights(own), weights(trls), rtol=0, atol=1e-5)
+    assert own.data_collator.base.packed and max(logged(own, "padding_rate")) < 0.1
+
+
 def test_evaluation_sets_of_any_kind_are_trls_too(tmp_path):
     sets = {"a": texts(4), "b": texts(4).to_iterable_dataset()}
     trls, own = both(
