@@ -13,6 +13,7 @@ import yaml
 from datasets import Dataset
 from transformers import PretrainedConfig
 
+from trl_exbias.cli.main import main
 from trl_exbias.core.layout import branch_attention_mask
 from trl_exbias.settings.methods import methods
 from website import pictures, reference
@@ -104,6 +105,17 @@ def test_own_data_is_checked_and_trained_on(model, tmp_path):
         argv = [sys.executable, "-m", "trl_exbias.cli.main", *line.split()[1:]]
         done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+def test_a_file_of_conversations_with_lora_is_checked(model, tmp_path, monkeypatch, capsys):
+    """The page's recipe and row, as they are except for the model."""
+    (row,), (recipe,) = blocks("guides/lora.md", "json"), blocks("guides/lora.md", "yaml")
+    (tmp_path / "support.jsonl").write_text(20 * row)
+    (tmp_path / "support.yaml").write_text(yaml.safe_dump(yaml.safe_load(recipe) | {"model_name_or_path": model}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "support.yaml", "--gpu_memory_gib", "24"]) == 0
+    said = capsys.readouterr().out
+    assert "0 errors" in said and re.search(r"\niteration 2 +20 ", said), said
 
 
 @pytest.mark.parametrize("method", list(methods()))
