@@ -21,6 +21,7 @@ from trl_exbias import (
     SPINConfig,
     SPINTrainer,
 )
+from trl_exbias.comparing.alike import differences, settings_of_run
 from trl_exbias.core.branches import PROMPT
 from trl_exbias.core.data import Example
 from trl_exbias.core.joint_dataset import JointDataset, labelled
@@ -340,3 +341,13 @@ def test_a_table_of_rollouts_shows_the_prompt_and_what_comes_after_it(tmp_path, 
     shown = "".join(capsys.readouterr().out.split())
     assert "<think>" in shown
     assert "</think>" in shown
+
+
+def test_runs_on_these_rows_have_the_same_data_as_plain_sft(tmp_path):
+    """`exbias compare` refuses runs whose data differ; a resumed run, one whose prompts do."""
+    sft = run(BASHTrainer, BASHConfig, tmp_path / "sft", beta=0.0)
+    bash = run(BASHTrainer, BASHConfig, tmp_path / "bash", beta=0.5)
+    assert PROMPT in bash.train_dataset.column_names and PROMPT not in sft.train_dataset.column_names
+    records = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in ("sft", "bash")}
+    assert not differences({name: settings_of_run(record) for name, record in records.items()})
+    assert bash.rows_identity != bash.data_fingerprint == sft.rows_identity

@@ -231,7 +231,7 @@ class IterativeSFTTrainer(RollingOutSFTTrainer):
         if self.processes.writes_files and self.args.overwrite_output_dir and not resume_from_checkpoint:
             clear_output_dir(self.args.output_dir)
         self.processes.wait()
-        self.data_fingerprint = self._identity_of_data()
+        self._identify_data()
         resume_from_checkpoint = checkpoint_to_resume(
             resume_from_checkpoint, self.args, self.identity(), self._loads_optimizer()
         )

@@ -155,7 +155,7 @@ class RollingOutSFTTrainer(SavingSFTTrainer):
             folder=Path(self.args.output_dir) / ROLLOUTS,
             identity={
                 "method": self._name,
-                "data": self.data_fingerprint,
+                "data": self.rows_identity,
                 "seed": self.args.seed,
                 **self.args.rollout_settings(),
             },

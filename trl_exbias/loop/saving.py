@@ -24,8 +24,11 @@ class SavingSFTTrainer(PlannedSFTTrainer):
 
     processes: Processes
     preemption: Preemption
-    #: Fingerprint of the data that a resumed run must have; `None` where they have none.
+    #: Fingerprint of the tokens and labels that are trained on, whatever a method also keeps of a row: what runs are compared by.
+    #: `None` for a stream, or rows that are not tokenized ahead.
     data_fingerprint: str | None = None
+    #: The same with a method's own columns: what a resumed run's data must equal.
+    rows_identity: str | None = None
     #: The processor of a multimodal checkpoint: saved with the model. Text is read with its tokenizer.
     _processor: ProcessorMixin | None = None
     _iteration = 0
@@ -34,15 +37,14 @@ class SavingSFTTrainer(PlannedSFTTrainer):
 
     def identity(self) -> dict[str, Any]:
         """What the steps of this run follow from; a checkpoint of another run is not resumed from."""
-        return run_identity(self.args, self._name, self.data_fingerprint)
+        return run_identity(self.args, self._name, self.rows_identity)
 
-    def _identity_of_data(self) -> str | None:
-        """What a resumed run's data must equal; `None` for a stream, or rows that are not tokenized ahead."""
-        columns = getattr(self.train_dataset, "column_names", None) or []
-        if isinstance(self.train_dataset, Dataset) and {"input_ids", "labels"} <= set(columns):
+    def _identify_data(self) -> None:
+        columns, read = getattr(self.train_dataset, "column_names", None) or [], ("input_ids", "labels")
+        if isinstance(self.train_dataset, Dataset) and {*read} <= set(columns):
             own = [name for name in (PROMPT, TEACHER) if name in columns]
-            return rows_fingerprint(self.train_dataset, ("input_ids", "labels", *own))
-        return None
+            self.data_fingerprint = rows_fingerprint(self.train_dataset, read)
+            self.rows_identity = rows_fingerprint(self.train_dataset, (*read, *own)) if own else self.data_fingerprint
 
     def _loads_optimizer(self) -> bool:
         """Whether transformers can put an optimizer's state back into this run's processes."""
