@@ -5,12 +5,13 @@ import torch
 from packaging.version import Version
 
 from trl_exbias.core.fingerprint import weights_fingerprint
-from trl_exbias.core.modeling import LMHead
+from trl_exbias.core.modeling import LMHead, inference
 from trl_exbias.core.reading import most_probable, read_along
+from trl_exbias.core.upstream import can_lay_out_weights
 from trl_exbias.planning.memory import standing
 from trl_exbias.planning.model import meta_model, model_facts
 from trl_exbias.planning.placement import Placement
-from trl_exbias.planning.rollout_memory import logits, reading, rollout_moments
+from trl_exbias.planning.rollout_memory import laid_out, logits, reading, rollout_moments
 from trl_exbias.rollouts import SamplingOptions
 from trl_exbias.rollouts.sampling import Prefixes, choose_tokens
 
@@ -83,3 +84,15 @@ def test_half_precisions_product_stands_beside_the_float32_logits():
     head, hidden = LMHead(tiny_model(vocab_size=VOCAB_SIZE).bfloat16()), torch.randn(POSITIONS, 32).bfloat16()
     found = counted_peak(lambda: most_probable(head, hidden))
     assert found == pytest.approx(logits(VOCAB_SIZE, POSITIONS, 1.5), rel=0.05)
+
+
+@pytest.mark.skipif(not can_lay_out_weights(), reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_second_copy_of_the_weights_takes_what_is_planned(tied):
+    model = tiny_model(vocab_size=512, hidden_size=256, intermediate_size=512, tie_word_embeddings=tied)
+    with inference(model):
+        model(torch.randint(512, (4, 128)))
+        copies = [vars(module)["forward"].laid_out for module in model.modules() if "forward" in vars(module)]
+        found = sum(copy.numel() * copy.element_size() for copy in copies)
+    assert laid_out(facts_of(model), CPU) == found > 0
+    assert laid_out(facts_of(model), Placement(cpu=True, mixed_precision="bf16")) == 0

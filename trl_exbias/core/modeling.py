@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .block_attention import attention_by_blocks
+from .laid_out_weights import laid_out_weights
 from .sharding import compute_device, in_forward
 from .upstream import attention_implementation, put_back_rescaled_weights, supports_sdpa
 
@@ -183,7 +184,8 @@ def inference(model: nn.Module, own_attention: bool = False) -> Iterator[None]:
     Evaluation mode switches off dropout, NEFTune noise and gradient checkpointing (all of which act in training mode
     only); no graph is recorded; an attention implementation that takes no custom mask (FlashAttention-2) is replaced
     by `sdpa` for the time being (`eager`, where an architecture has no `sdpa`). What is read has another shape each time: see [`without_attention_plans`]. On a CPU,
-    attention skips what a mask hides: see [`~trl_exbias.core.block_attention.attention_by_blocks`].
+    attention skips what a mask hides ([`~trl_exbias.core.block_attention.attention_by_blocks`]), and linear layers lay out their weights
+    once ([`~trl_exbias.core.laid_out_weights.laid_out_weights`]).
 
     Args:
         own_attention (`bool`): Keep the attention implementation, whatever it is.
@@ -195,7 +197,8 @@ def inference(model: nn.Module, own_attention: bool = False) -> Iterator[None]:
         model.eval()
         if not own_attention and implementation not in MASKABLE_IMPLEMENTATIONS:
             base.set_attn_implementation("sdpa" if supports_sdpa(base) else "eager")
-        with torch.no_grad(), without_attention_plans(), attention_by_blocks(model_device(model)):
+        attention = attention_by_blocks(model_device(model))
+        with torch.no_grad(), without_attention_plans(), attention, laid_out_weights(model):
             yield
     finally:
         if attention_implementation(base.config) != implementation:

@@ -131,6 +131,20 @@ class Attributes(Surface):
         return f"has no {', '.join(missing)}" if missing else None
 
 
+class Operator(Surface):
+    """An operator of torch that we call with these arguments, where a build has it: what uses it finds that out by trying."""
+
+    def problem(self) -> str | None:
+        problem = super().problem()
+        return None if (problem or "").startswith(_GONE) else problem
+
+    def _difference(self, found: Any) -> str | None:
+        arguments = [argument.name for argument in found.default._schema.arguments]
+        return (
+            None if arguments == self.names else f"takes {_in_brackets(arguments)}, expected {_in_brackets(self.names)}"
+        )
+
+
 class Mentions(Surface):
     """A module whose source has these names: what it does to objects that are not its own. Read, not imported."""
 

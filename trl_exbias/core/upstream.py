@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +253,40 @@ def set_rates(schedule: "torch.optim.lr_scheduler.LRScheduler", rates: list[floa
 def storage_id(tensor: "torch.Tensor") -> int:
     """What tensors of one storage have in common; also on the meta device, where addresses are all 0."""
     return tensor.untyped_storage()._cdata
+
+
+#: Rows of a product that a layout of weights is made for. It serves one row and a thousand nearly as well as layouts of their own.
+_LAID_OUT_FOR_ROWS = 16
+
+
+def lay_out_weight(weight: "torch.Tensor") -> "torch.Tensor":
+    """A linear layer's float32 weight, laid out as oneDNN multiplies it: what torch's compiler does when it freezes a model."""
+    import torch
+
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAID_OUT_FOR_ROWS)
+
+
+def linear_with_laid_out(
+    input: "torch.Tensor", laid_out: "torch.Tensor", bias: "torch.Tensor | None" = None
+) -> "torch.Tensor":
+    """The product of a linear layer with what [`lay_out_weight`] made of its weight."""
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise(input, laid_out, bias, "none", [], "")
+
+
+@cache
+def can_lay_out_weights() -> bool:
+    """Whether this build of torch lays out weights and gets the same product, by trying."""
+    import torch
+
+    with torch.no_grad():
+        weight, bias, input = torch.linspace(-1, 1, 64 * 32).view(64, 32), torch.ones(64), torch.ones(3, 32)
+        try:
+            found = linear_with_laid_out(input, lay_out_weight(weight), bias)
+        except (AttributeError, RuntimeError, NotImplementedError):
+            return False
+        return torch.allclose(found, torch.nn.functional.linear(input, weight, bias), atol=1e-4)
 
 
 def plain_name(parameter: str) -> str:

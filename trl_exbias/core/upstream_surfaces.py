@@ -3,7 +3,18 @@
 `tests/test_upstream.py` compares it with what is installed, and our sources with it.
 """
 
-from .surfaces import Abstract, Attributes, Called, Equals, Mentions, Overridden, PassedOn, Surface, check_releases
+from .surfaces import (
+    Abstract,
+    Attributes,
+    Called,
+    Equals,
+    Mentions,
+    Operator,
+    Overridden,
+    PassedOn,
+    Surface,
+    check_releases,
+)
 from .upstream import CHECKPOINT_PREFIX, FUSED_HEAD_TOKENS, LOADED_BY_ONE, TRAINING_ARGS_FILE
 
 
@@ -112,6 +123,10 @@ SURFACES: tuple[Surface, ...] = (
     Mentions("accelerate.utils.fsdp_utils", _UPSTREAM, LOADED_BY_ONE),
     Attributes("torch.optim.lr_scheduler:LRScheduler", _UPSTREAM, "_last_lr"),
     Attributes("torch:UntypedStorage", _UPSTREAM, "_cdata"),
+    Operator("torch:ops.mkldnn._reorder_linear_weight", _UPSTREAM, "self batch_size"),
+    Operator("torch:ops.mkldnn._linear_pointwise", _UPSTREAM, "X W B attr scalars algorithm"),
+    Attributes("torch._ops:OpOverload", "core/surfaces.py", "_schema"),
+    Attributes("torch:Tensor", "core/laid_out_weights.py", "_version"),
     Equals(
         "torch.distributed.algorithms._checkpoint.checkpoint_wrapper:_CHECKPOINT_WRAPPED_MODULE",
         _UPSTREAM,

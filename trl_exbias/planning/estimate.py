@@ -167,7 +167,7 @@ class _Planner:
             )
             found.append(PhaseMemory(f"rollouts {phase.iteration}", peak(moments)))
         if self.teacher is not None and self.args.cache_teacher and phase.iteration > 0:
-            moment = teacher_moment(self.stand, self.teacher, self.args.rollout_batch_tokens)
+            moment = teacher_moment(self.stand, self.teacher, self.args.rollout_batch_tokens, self.placement.cpu)
             found.append(PhaseMemory(f"soft labels {phase.iteration}", moment))
         return found
 

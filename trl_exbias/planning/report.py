@@ -7,6 +7,7 @@ from .estimate import Estimate
 from .memory import GIB
 from .phases import PlannedPhase
 from .placement import Placement
+from .rollout_memory import LAID_OUT
 
 
 _COMPONENTS = (
@@ -17,6 +18,7 @@ _COMPONENTS = (
     "activations",
     "LM head",
     "KV cache",
+    LAID_OUT,
     "step",
     "teacher",
     "vLLM",

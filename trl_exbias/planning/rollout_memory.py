@@ -6,13 +6,16 @@ No gradients stand then. What comes and goes: keys and values, a layer's activat
 import torch
 
 from ..core.fingerprint import _CHUNK_ELEMENTS as _FINGERPRINT_ELEMENTS
+from ..core.laid_out_weights import SMALLEST_LAYER, copy_bytes
 from ..core.reading import _CHUNK_ELEMENTS
 from ..rollouts.local.sessions import _PREFILL_TOKENS, _PREFILL_TOKENS_ELSEWHERE
 from .memory import Moment, Standing, autocast_copies, casts_model, compute_dtype
-from .model import ModelFacts
+from .model import ModelFacts, Parameter
 from .placement import Placement
 
 
+#: A component of a moment: see [`laid_out`].
+LAID_OUT = "laid-out weights"
 # A share of the memory that is free when a rollout phase begins (`rollouts/vllm/phase.py`).
 _VLLM_SHARE = 0.85
 # Float32 tiles of a chunk's logits that stand while tokens are drawn. Noise is made in two integer tiles, a float one and its
@@ -50,7 +53,7 @@ def rollout_moments(
         vllm_gpu_share (`float`, *optional*): `vllm_gpu_memory_utilization`.
         device_bytes (`int`, *optional*): Memory of the whole device, where known.
     """
-    parts = {**stand.parts, "gradients": 0}
+    parts = {**stand.parts, "gradients": 0, LAID_OUT: laid_out(facts, placement)}
     computes_in = compute_dtype(placement, facts.head_dtype)
     copies = autocast_copies(facts, placement)
     if facts.head_dtype != computes_in:
@@ -59,7 +62,7 @@ def rollout_moments(
     moments = [
         Moment(
             "the policy's identity",
-            {**parts, "activations": 8 * _TILES_FINGERPRINT * min(largest, _FINGERPRINT_ELEMENTS)},
+            {**parts, LAID_OUT: 0, "activations": 8 * _TILES_FINGERPRINT * min(largest, _FINGERPRINT_ELEMENTS)},
         )
     ]
     if not uses_vllm:
@@ -84,21 +87,41 @@ def rollout_moments(
             free = device_bytes - sum(parts.values())
             share = vllm_gpu_share * device_bytes if vllm_gpu_share is not None else _VLLM_SHARE * free
             served = max(served, round(share))
-        moments.append(Moment("rolling out with vLLM", {**parts, "vLLM": served}))
+        moments.append(Moment("rolling out with vLLM", {**parts, LAID_OUT: 0, "vLLM": served}))
     return moments
 
 
-def teacher_moment(stand: Standing, teacher: ModelFacts, batch_tokens: int) -> Moment:
+def teacher_moment(stand: Standing, teacher: ModelFacts, batch_tokens: int, on_cpu: bool = False) -> Moment:
     """A soft-label phase: the whole teacher next to the student, reading `batch_tokens` tokens at once."""
+    whole = Placement(cpu=on_cpu)
     return Moment(
         "the teacher's labels",
         {
             **stand.parts,
             "gradients": 0,
             "teacher": teacher.bytes,
-            "activations": reading(teacher, batch_tokens, Placement()),
+            LAID_OUT: laid_out(teacher, whole),
+            "activations": reading(teacher, batch_tokens, whole),
             "LM head": logits(teacher.vocab_size, batch_tokens, 2 * _TILES_RANKING),
         },
+    )
+
+
+def laid_out(facts: ModelFacts, placement: Placement) -> int:
+    """Bytes of the second copy of weights that a CPU multiplies with; with little memory free, none is made."""
+    if not placement.cpu or placement.shards_weights > 1 or placement.mixed_precision != "no":
+        return 0
+    sizes = [parameter.numel for parameter in facts.parameters if _is_multiplied(parameter)]
+    head = facts.vocab_size * facts.hidden_size if facts.head_dtype == torch.float32 else 0
+    return copy_bytes(sum(size for size in (*sizes, head) if size >= SMALLEST_LAYER))
+
+
+def _is_multiplied(parameter: Parameter) -> bool:
+    return (
+        parameter.layer is not None
+        and len(parameter.shape) == 2
+        and parameter.dtype == torch.float32
+        and parameter.packed_bytes is None
     )
 
 
