@@ -59,7 +59,9 @@ class IterativeSFTConfig(SFTConfig):
     )
     sft_epochs: float = field(
         default=1.0,
-        metadata={"help": "Epochs of plain SFT before the first rollout. 0 if the model is already an SFT model."},
+        metadata={
+            "help": "Epochs of plain SFT before the first rollout. 0 if the model was already fine-tuned on these rows."
+        },
     )
     epochs_per_iteration: list[float] | None = field(
         default=None,
