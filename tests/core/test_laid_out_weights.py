@@ -1,4 +1,4 @@
-"""Weights that are laid out once for a block without changes: the same products, and nothing left behind."""
+"""Weights that are laid out once for a block without changes: the same products, and nothing remains of it."""
 
 import pytest
 import torch

@@ -44,7 +44,7 @@ def laid_out_weights(model: nn.Module) -> Iterator[None]:
 
 
 def copy_bytes(num_weights: int) -> int:
-    """Bytes of a second copy of so many float32 weights."""
+    """Bytes of a second copy of a number of float32 weights."""
     return num_weights * torch.float32.itemsize
 
 
