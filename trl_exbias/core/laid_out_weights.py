@@ -18,7 +18,7 @@ from .upstream import can_lay_out_weights, is_partitioned, lay_out_weight, linea
 SMALLEST_LAYER = 1 << 16
 #: Rows that a layer reads before its weights are laid out: to do it costs what some 150 rows save.
 _ROWS_BEFORE = 256
-#: Of the memory that is free, the most that laid-out weights may take: they are a second copy.
+#: The most that laid-out weights may take of the free memory: they are a second copy.
 _LARGEST_SHARE = 0.25
 
 
