@@ -1,12 +1,11 @@
 """Configuration of the [`DaDDaggerTrainer`]."""
 
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
-from ...core.divergences import DIVERGENCES, FORWARD_KL, Divergence, divergence_problems
-from ...core.gates import GATES, Gate, gate_problems
-from ...loop.config import IterativeSFTConfig, _number
-from .several_teachers import by_name
+from ...core.divergences import DIVERGENCES, FORWARD_KL, Divergence
+from ...core.gates import GATES, Gate
+from ...loop.config import IterativeSFTConfig
+from .setting_problems import setting_problems
 
 
 @dataclass
@@ -126,7 +125,6 @@ class DaDDaggerConfig(IterativeSFTConfig):
             "block and the final norm. Default: all."
         },
     )
-
     cache_trunk: bool = field(
         default=True,
         metadata={
@@ -138,100 +136,7 @@ class DaDDaggerConfig(IterativeSFTConfig):
     _VALID_DICT_FIELDS = [*IterativeSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs", "teachers"]
 
     def problems(self) -> list[str]:
-        found = super().problems()
-        found += [
-            f"`{name}` must be {allowed}, got {getattr(self, name)!r}."
-            for name, is_valid, allowed in (
-                ("alpha", 0 <= _number(self.alpha) <= 1, "in [0, 1]"),
-                ("context_length", _number(self.context_length) >= 1, "at least 1"),
-                ("rollout_length", _number(self.rollout_length) >= 1, "at least 1"),
-                ("stride", self.stride is None or _number(self.stride) >= 1, "at least 1, or None"),
-                ("aggregate", self.rollouts_in_use is not None, "'all', 'last' or a number of at least 1"),
-                ("kd_temperature", _number(self.kd_temperature) > 0, "above 0"),
-                (
-                    "teacher_top_k",
-                    self.teacher_top_k is None or _number(self.teacher_top_k) >= 1,
-                    "at least 1, or None",
-                ),
-            )
-            if not is_valid
-        ]
-        if self.sft_weight != 1 or self.rollout_weight != 1:
-            found.append(
-                "`sft_weight` and `rollout_weight` must be 1: data and rollouts are one set, whose loss is one mean. "
-                "`alpha` weighs hard against soft labels; `aggregate` says which rollouts count."
-            )
-        if self.loss_type != "nll":
-            found.append(f"`loss_type` must be 'nll', got {self.loss_type!r}: the hard labels' loss is Eq. 5's.")
-        if self.stop_strings is not None:
-            found.append(
-                "`stop_strings` ends responses; a rollout of DaD-DAgger is a horizon of `rollout_length` tokens. Leave it out."
-            )
-        found += divergence_problems(self.divergence, self.jsd_beta, None if self.alpha < 1 else "alpha=1")
-        found += gate_problems(self.gate, self.gate_epsilon)
-        if self.gate is not None and not 0 < _number(self.alpha) < 1:
-            found.append(
-                f"`gate` weighs hard labels by a teacher's distribution, and `alpha={self.alpha}` has only one of the two. Set "
-                "`alpha` between 0 and 1, or leave `gate` out."
-            )
-        if self.gate is not None and self.teacher_top_k is not None:
-            found.append(
-                "`gate` needs the whole distribution, of which `teacher_top_k` keeps a part. Leave one of them out."
-            )
-        if self.teacher_top_k is not None and not self.cache_teacher:
-            found.append(
-                "`teacher_top_k` is for labels on disk: set `cache_teacher=True`, or leave `teacher_top_k` out."
-            )
-        return found + self._server_problems() + self._several_problems()
-
-    def _several_problems(self) -> list[str]:
-        if self.teachers is None:
-            return []
-        found = []
-        try:
-            by_name(self.teachers)
-        except ValueError as error:
-            found.append(str(error))
-        found += [
-            f"`teachers` are several, and `{name}` is one. Leave one of them out."
-            for name in ("teacher_model_name_or_path", "teacher_server_base_url")
-            if getattr(self, name) is not None
-        ]
-        if self.teacher_top_k is None or not self.cache_teacher:
-            found.append(
-                "`teachers` are loaded one after the other, and each one's k most probable tokens are kept: set `teacher_top_k` and "
-                "`cache_teacher=True`."
-            )
-        return found
-
-    def _server_problems(self) -> list[str]:
-        url = self.teacher_server_base_url
-        if url is None:
-            return []
-        found, address = [], urlsplit(str(url))
-        if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
-            found.append(f"`teacher_server_base_url` must be an address such as http://127.0.0.1:8000, got {url!r}.")
-        if address.username or address.password:
-            found = [
-                "`teacher_server_base_url` holds a password; put the server's key into the environment variable TEACHER_API_KEY."
-            ]
-        server = "with `teacher_server_base_url`: a server gives"
-        if self.teacher_top_k is None:
-            found.append(
-                f"`teacher_top_k` must be set {server} its k most probable tokens. `vllm serve` gives 20, and more with "
-                "`--max-logprobs`."
-            )
-        if self.kd_temperature != 1:
-            found.append(
-                f"`kd_temperature` must be 1 {server} probabilities at temperature 1, got {self.kd_temperature}."
-            )
-        if not self.cache_teacher:
-            found.append(f"`cache_teacher` must be True {server} labels that are kept on disk.")
-        if self.teacher_model_init_kwargs:
-            found.append(
-                "`teacher_model_init_kwargs` loads a teacher, and `teacher_server_base_url` has one. Leave one of them out."
-            )
-        return found
+        return super().problems() + setting_problems(self)
 
     @property
     def label_gate(self) -> Gate | None:
