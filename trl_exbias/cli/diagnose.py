@@ -63,7 +63,7 @@ def _diagnose(args: argparse.Namespace) -> int:
 
     from ..evaluation.diagnosis_report import explanation
     from ..evaluation.identity import model_folder
-    from ..methods.dad_dagger.teacher import check_tokenizers
+    from ..methods.dad_dagger.matching import check_tokenizers
     from ..methods.rac_template import CorrectionTemplate
     from .memory import keep_freed_memory
 

@@ -59,7 +59,7 @@ def _measure(args: argparse.Namespace) -> int:
     from ..evaluation.loading import load_model
     from ..evaluation.plot import plot_exposure_bias
     from ..evaluation.report import notes, table
-    from ..methods.dad_dagger.teacher import check_tokenizers
+    from ..methods.dad_dagger.matching import check_tokenizers
     from .memory import keep_freed_memory
 
     keep_freed_memory()

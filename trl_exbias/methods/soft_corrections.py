@@ -23,7 +23,7 @@ from ..core.tensor_cache import SHARDS, TensorCache
 from ..rollouts import RolloutEngine
 from ..run.rollout_store import RolloutStoreError
 from ..run.run_directory import ROLLOUTS, SOFT_LABELS
-from .dad_dagger.teacher import teacher_labels
+from .dad_dagger.scoring import teacher_labels
 from .self_teacher import SelfTeacher, base_teacher
 from .soft_checks import check_soft_labels
 from .soft_scoring import SoftlyScoringTrainer

@@ -1,4 +1,4 @@
-"""The data, the tokenizer, the teacher and the output directory against each other: the trainers' own checks, without weights."""
+"""The data, the tokenizer and the output directory against each other: the trainers' own checks, without weights."""
 
 from collections.abc import Sequence
 from operator import itemgetter
@@ -17,23 +17,15 @@ from ..chat.stop_tokens import stop_token_ids
 from ..chat.token_checks import doubled_tokens, embedding_problems
 from ..core.errors import UsageError
 from ..core.modeling import positions_of
-from ..methods.dad_dagger.checks import check_positions, check_router, find_teacher
-from ..methods.dad_dagger.served_connection import TeacherServerError
-from ..methods.dad_dagger.served_teacher import ServedTeacher
-from ..methods.dad_dagger.several_teachers import check_names
-from ..methods.dad_dagger.teacher import Teacher, check_tokenizers, shared_vocab_size
 from ..methods.rac_template import CorrectionTemplate
 from ..run.run_directory import check_output_dir
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
 from .disk import write_problem
-from .hub import Hub, NotAtHand
+from .hub import AWAY, Hub, NotAtHand
 from .lengths import Lengths
 from .placement import Placement
 from .rows import FirstRows
-
-
-_AWAY = "is neither a folder here nor in the cache, and the hub does not answer"
 
 
 def check_output(findings: Findings, args: Any) -> None:
@@ -59,7 +51,7 @@ def read_config(
     try:
         return hub.read(name, AutoConfig.from_pretrained, **kwargs)
     except NotAtHand:
-        findings.warn(subject, f"`{key}: {name}` {_AWAY}: its size, its memory and its vocabulary were not checked.")
+        findings.warn(subject, f"`{key}: {name}` {AWAY}: its size, its memory and its vocabulary were not checked.")
     except ValueError as error:
         findings.error(subject, f"`{key}: {name}` cannot be read: {error}")
     return None
@@ -72,7 +64,7 @@ def read_tokenizer(findings: Findings, hub: Hub, name: str, args: Any, **kwargs:
     except NotAtHand:
         findings.warn(
             "tokenizer",
-            f"the tokenizer of `{name}` {_AWAY}: end of text, chat template and lengths in tokens were not checked.",
+            f"the tokenizer of `{name}` {AWAY}: end of text, chat template and lengths in tokens were not checked.",
         )
         return None
     except ValueError as error:
@@ -85,7 +77,7 @@ def read_tokenizer(findings: Findings, hub: Hub, name: str, args: Any, **kwargs:
         try:
             tokenizer.chat_template = hub.read(template, AutoTokenizer.from_pretrained).chat_template
         except NotAtHand:
-            findings.warn("tokenizer", f"`chat_template_path: {template}` {_AWAY}: the template was not checked.")
+            findings.warn("tokenizer", f"`chat_template_path: {template}` {AWAY}: the template was not checked.")
             return None
         except ValueError as error:
             findings.error(
@@ -226,104 +218,6 @@ def check_correction(
                 template.render_text(row["prompt"], row["completion"])
         elif tokenizer is not None and tokenizer.chat_template is not None:
             template.check(rows, tokenizer)
-
-
-def check_teachers(
-    findings: Findings,
-    hub: Hub,
-    args: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    student: PretrainedConfig | None,
-    rows: Dataset | None,
-) -> list[PretrainedConfig]:
-    """DaD-DAgger: the teachers are there and speak the student's tokens; returns the configurations of those loaded here."""
-    found = None
-    with findings.collect("teacher"):
-        found = find_teacher(args, None)
-    if found is None:
-        return []
-    with findings.collect("model"):
-        check_router(args, student)
-    if isinstance(found, ServedTeacher):
-        _check_served(findings, found, args, tokenizer)
-        return []
-    if isinstance(found, Teacher):
-        config = _check_loaded(
-            findings, hub, args, f"teacher_model_name_or_path: {found.source}", found, tokenizer, student
-        )
-        return [] if config is None else [config]
-    if rows is not None:
-        with findings.collect("data"):
-            check_names(rows, found.teachers, TRAINING)
-    configs = [
-        _check_loaded(findings, hub, args, f"teachers: {{{name}: {one.source}}}", one, tokenizer, student)
-        for name, one in found.teachers.items()
-    ]
-    return [config for config in configs if config is not None]
-
-
-def _check_loaded(
-    findings: Findings,
-    hub: Hub,
-    args: Any,
-    setting: str,
-    found: Teacher,
-    tokenizer: PreTrainedTokenizerBase | None,
-    student: PretrainedConfig | None,
-) -> PretrainedConfig | None:
-    """A teacher that is loaded here, and the setting that names it; returns its configuration."""
-
-    def teacher(name: str, **kwargs: Any) -> Teacher:
-        teacher = Teacher(name, {**found.init_kwargs, **kwargs})
-        teacher.config  # noqa: B018 - read here, where what is missing is caught
-        return teacher
-
-    assert isinstance(found.source, str), "no command takes a loaded one"
-    try:
-        loaded = hub.read(found.source, teacher)
-    except NotAtHand:
-        findings.warn("teacher", f"`{setting}` {_AWAY}: tokens and memory were not checked.")
-        return None
-    except ValueError as error:
-        findings.error("teacher", f"`{setting}` cannot be read: {error}")
-        return None
-    config = loaded.config
-    size = config.get_text_config().vocab_size
-    with findings.collect("teacher"):
-        if tokenizer is not None:
-            check_tokenizers(tokenizer, loaded.tokenizer())
-        if student is not None and tokenizer is not None:
-            size = shared_vocab_size(student.get_text_config().vocab_size, size, len(tokenizer))
-        if args.teacher_top_k is not None and args.teacher_top_k > size:
-            raise UsageError(f"`teacher_top_k={args.teacher_top_k}` is above the {size} tokens of the vocabulary.")
-    return config
-
-
-def _check_served(
-    findings: Findings, teacher: ServedTeacher, args: Any, tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    """The server is there, serves the teacher, speaks the student's tokens and gives as many labels as are asked for."""
-    if not teacher.is_there():
-        findings.warn(
-            "teacher",
-            f"`teacher_server_base_url: {args.teacher_server_base_url}` does not answer from here: what it serves was not checked.",
-        )
-    elif tokenizer is not None:
-        try:
-            with findings.collect("teacher"):
-                teacher.check_student(tokenizer, args.teacher_top_k, patience=0.0)
-                check_positions(args, "teacher", teacher.positions)
-        except TeacherServerError as error:
-            findings.error("teacher", str(error))
-
-
-def check_trajectories(
-    findings: Findings, args: Any, model: PretrainedConfig | None, teachers: Sequence[PretrainedConfig]
-) -> None:
-    """DaD-DAgger: a trajectory fits the positions of student and teachers."""
-    for name, config in (("model", model), *(("teacher", teacher) for teacher in teachers)):
-        with findings.collect(name):
-            check_positions(args, name, positions_of(config))
 
 
 def check_placement(findings: Findings, args: Any, placement: Placement, uses_peft: bool) -> None:

@@ -19,6 +19,9 @@ _OF_A_PROXY = (407, 502, 503, 504)
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 _TRUE = ("1", "ON", "YES", "TRUE")
 
+#: How a message says [`NotAtHand`], after the name.
+AWAY = "is neither a folder here nor in the cache, and the hub does not answer"
+
 T = TypeVar("T")
 
 

@@ -10,7 +10,7 @@ from ..core.files import SHARE_OF_DISK, free_bytes
 from ..methods.verifiers import check_verifier
 from ..settings.findings import Findings
 from ..settings.phase_plan import PhasePlan
-from . import checks, disk
+from . import checks, disk, teacher_checks
 from .estimate import Estimate, estimate, labels_elsewhere, shares_context
 from .hub import Hub, NotAtHand
 from .lengths import Lengths, measure
@@ -62,9 +62,10 @@ def look(
     lengths = _lengths(findings, arguments.plan, rows, form, tokenizer, config, args)
     teachers: list[Any] = []
     if arguments.plan.has_teacher:
-        teachers = checks.check_teachers(findings, hub, args, tokenizer, config, None if rows is None else rows.rows)
+        read = None if rows is None else rows.rows
+        teachers = teacher_checks.check_teachers(findings, hub, args, tokenizer, config, read)
         if form == "text":
-            checks.check_trajectories(findings, args, config, teachers)
+            teacher_checks.check_trajectories(findings, args, config, teachers)
     if not arguments.are_valid:
         return None
     placement = None

@@ -10,9 +10,10 @@ from ...core.errors import UsageError
 from ...core.modeling import LMHead, positions_of
 from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from .config import DaDDaggerConfig
+from .matching import shared_vocab_size
 from .served_teacher import ServedTeacher
 from .several_teachers import SeveralTeachers, by_name, check_names, each_of
-from .teacher import Teacher, shared_vocab_size
+from .teacher import Teacher
 
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from ...core.json_server import JsonServer
 from ...core.soft_labels import soft_label_key
 from .journal import Journal
 from .label_form import Content, LabelForm, Reader
+from .matching import check_lengths
 from .served_connection import (
     COMPLETIONS,
     TeacherServerError,
@@ -31,7 +32,6 @@ from .served_connection import (
 from .served_labels import BadAnswer, TooFew, labels_of
 from .served_probe import Probe, find_model
 from .served_tokens import check_tokens
-from .teacher import check_lengths
 
 
 #: Seconds for which a server that is not there is waited for: at the start, and once it has been there.

@@ -42,10 +42,11 @@ from .checks import (
 from .config import DaDDaggerConfig
 from .filling import Filler
 from .label_form import LabelForm
+from .scoring import soft_target
 from .served_teacher import ServedTeacher
 from .several_teachers import SeveralTeachers, each_of, with_teachers
 from .soft_label_phase import SoftLabelPhase
-from .teacher import Teacher, soft_target
+from .teacher import Teacher
 from .trajectories import DOCUMENT, cut_documents, cut_responses, report_uncut, tokenize_documents
 from .trunk_phase import TrunkPhase, TrunkUse
 
