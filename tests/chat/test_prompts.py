@@ -11,7 +11,7 @@ from trl_exbias.chat.prompts import mark_responses, response_after_prompt, respo
 from trl_exbias.core.branches import CONTEXT_LENGTH, PROMPT, REFERENCE, REFERENCE_LABELS
 from trl_exbias.core.data import Example
 from trl_exbias.core.fingerprint import rows_fingerprint
-from trl_exbias.methods.dad_dagger.trajectories import cut_responses
+from trl_exbias.methods.dad_dagger.responses import cut_responses
 
 from ..tiny import published_template, tokenizer_of
 

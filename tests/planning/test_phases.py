@@ -8,7 +8,7 @@ from trl import DatasetMixtureConfig
 
 from trl_exbias import BASHConfig, BASHTrainer, DaDDaggerConfig
 from trl_exbias.comparing.compute import read_compute
-from trl_exbias.methods.dad_dagger.trajectories import cut_documents
+from trl_exbias.methods.dad_dagger.documents import cut_documents
 from trl_exbias.planning.hub import Hub
 from trl_exbias.planning.lengths import measure
 from trl_exbias.planning.phases import RunShape, plan_phases

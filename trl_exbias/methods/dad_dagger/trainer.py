@@ -40,14 +40,16 @@ from .checks import (
     vocab_shared_with,
 )
 from .config import DaDDaggerConfig
+from .documents import cut_documents, tokenize_documents
 from .filling import Filler
 from .label_form import LabelForm
+from .responses import cut_responses, report_uncut
 from .scoring import soft_target
 from .served_teacher import ServedTeacher
 from .several_teachers import SeveralTeachers, each_of, with_teachers
 from .soft_label_phase import SoftLabelPhase
 from .teacher import Teacher
-from .trajectories import DOCUMENT, cut_documents, cut_responses, report_uncut, tokenize_documents
+from .trajectories import DOCUMENT
 from .trunk_phase import TrunkPhase, TrunkUse
 
 
