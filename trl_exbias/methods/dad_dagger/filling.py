@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -12,68 +12,11 @@ from ...core.joint_dataset import JointDataset
 from ...core.tensor_cache import SHARDS, TensorCache
 from ...run.preemption import Preemption
 from ...run.processes import Processes
+from .pieces import Missing, Pieces, Place
 
 
 # Limits of a shard, which is held in memory until it is written: pieces, and positions (1 GiB of a 7B's states).
 _SHARD_PIECES, _SHARD_POSITIONS = 2048, 65536
-
-
-class Piece(NamedTuple):
-    """
-    What an entry of a cache is worked out from.
-
-    Args:
-        key (`bytes`): The entry's address.
-        content (`Any`): What is read.
-        tokens (`int`): That are read.
-        positions (`int`): That are kept.
-    """
-
-    key: bytes
-    content: Any
-    tokens: int
-    positions: int
-
-
-class _Place(NamedTuple):
-    """A piece that has no entry yet: where it is, not its tokens, which may not fit into memory all at once."""
-
-    key: bytes
-    tokens: int
-    positions: int
-    row: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Missing:
-    """
-    Args:
-        total (`int`): Different pieces of a data set.
-        places (`list`): Those without an entry, longest first.
-    """
-
-    total: int
-    places: list[_Place]
-
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """What was worked out, and what was there."""
-        return {
-            f"{prefix}/reused": self.total - len(self.places),
-            f"{prefix}/num_tokens": sum(place.tokens for place in self.places),
-        }
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """
-    Args:
-        of (`Callable`): The pieces of a row of a [`JointDataset`].
-        title (`str`): What is worked out, for progress bars and messages.
-    """
-
-    of: Callable[[dict[str, Any]], Iterator[Piece]]
-    title: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +44,7 @@ class Filler:
         for row in self._bar(range(len(data)), f"Looking for {pieces.title}", "row"):
             for number, piece in enumerate(pieces.of(data[row])):
                 if piece.key not in seen and piece.key not in cache:
-                    places.append(_Place(piece.key, piece.tokens, piece.positions, row, number))
+                    places.append(Place(piece.key, piece.tokens, piece.positions, row, number))
                 seen.add(piece.key)
         places.sort(key=lambda place: (-place.tokens, place.key))
         return Missing(len(seen), places)
@@ -149,12 +92,12 @@ class Filler:
         cache.refresh()
 
 
-def _content(pieces: Pieces, data: JointDataset, place: _Place) -> Any:
+def _content(pieces: Pieces, data: JointDataset, place: Place) -> Any:
     return next(itertools.islice(pieces.of(data[place.row]), place.number, None)).content
 
 
-def _shards(places: Sequence[_Place]) -> Iterator[list[_Place]]:
-    shard: list[_Place] = []
+def _shards(places: Sequence[Place]) -> Iterator[list[Place]]:
+    shard: list[Place] = []
     positions = 0
     for place in places:
         if shard and (len(shard) == _SHARD_PIECES or positions + place.positions > _SHARD_POSITIONS):

@@ -9,28 +9,15 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...core.json_server import JsonServer
-from ...core.soft_labels import soft_label_key
-from .journal import Journal
-from .label_form import Content, LabelForm, Reader
-from .matching import check_lengths
-from .served_connection import (
-    COMPLETIONS,
-    TeacherServerError,
-    as_json,
-    connection,
-    request_for_labels,
-    unusable,
-)
-from .served_labels import BadAnswer, TooFew, labels_of
+from .label_form import LabelForm, Reader
+from .served_connection import connection, unusable
+from .served_labels import BadAnswer
 from .served_probe import Probe, find_model
+from .served_reader import ServedReader
 from .served_tokens import check_tokens
 
 
@@ -95,12 +82,11 @@ class ServedTeacher:
     def reading(self, form: LabelForm) -> Iterator[Reader]:
         """What works out labels, for the length of the block."""
         with connection(self.base_url, PATIENCE) as server:
-            journals: dict[Path, Journal] = {}
-            yield partial(self._labels, server, form, journals)
-            # They stay if the run was told to go, or failed.
+            reader = ServedReader(server, self._model, self.positions, form, self.stop)
+            yield reader
+            # The journals stay if the run was told to go, or failed.
             if not self.stop():
-                for journal in journals.values():
-                    journal.forget()
+                reader.forget()
 
     def check_folder(self, folder: Path) -> None:
         """
@@ -111,50 +97,3 @@ class ServedTeacher:
         """
         assert self._probe is not None, "the server was asked"
         self._probe.remember(folder, self.base_url)
-
-    def _labels(
-        self,
-        server: JsonServer,
-        form: LabelForm,
-        journals: dict[Path, Journal],
-        folder: Path,
-        contents: list[Content],
-        done: Callable[[int], object],
-    ) -> list[dict[str, torch.Tensor]] | None:
-        if folder in journals:
-            journals.pop(folder).forget()  # the shard before this one is written
-        journal = journals[folder] = Journal(folder)
-        assert form.top_k is not None, "the configuration asks for it"
-        entries: list[dict[str, torch.Tensor]] = [{} for _ in contents]
-        tokens = [[*context, *branch.input_ids] for context, branch in contents]
-        check_lengths(self.positions, [len(each) for each in tokens])
-        asked = dict.fromkeys(range(len(contents)), form.top_k)
-        try:
-            while asked:
-                more: dict[int, int] = {}
-                for row, answer in self._ask(server, {row: (tokens[row], k) for row, k in asked.items()}):
-                    context, branch = contents[row]
-                    places = [len(context) + i for i, label in enumerate(branch.labels) if label != -100]
-                    try:
-                        entries[row] = labels_of(answer, tokens[row], places, asked[row], form.top_k, form.vocab_size)
-                    except TooFew as lack:
-                        more[row] = asked[row] + lack.missing
-                        continue
-                    journal.add(soft_label_key(context, branch), entries[row])
-                    done(1)
-                if self.stop():
-                    return None
-                asked = more
-        except BadAnswer as error:
-            raise unusable(self.base_url, error) from None
-        except TeacherServerError as error:
-            raise TeacherServerError(
-                f"{error} The labels so far are kept: continue with `--resume_from_checkpoint`."
-            ) from None
-        return entries
-
-    def _ask(self, server: JsonServer, prompts: dict[int, tuple[list[int], int]]) -> Iterator[tuple[int, Any]]:
-        bodies = [request_for_labels(self._model, tokens, k) for tokens, k in prompts.values()]
-        rows = list(prompts)
-        for place, answer in server.post_all(COMPLETIONS, bodies, self.stop):
-            yield rows[place], as_json(answer)

@@ -11,9 +11,10 @@ from ...core.branches import TEACHER
 from ...core.joint_dataset import JointDataset, labelled
 from ...core.soft_labels import soft_label_key
 from ...core.tensor_cache import TensorCache
-from .filling import Filler, Missing, Piece, Pieces
+from .filling import Filler
 from .journal import recover
 from .label_form import LabelForm, Reader
+from .pieces import Missing, Piece, Pieces
 from .served_teacher import ServedTeacher
 from .teacher import Teacher
 

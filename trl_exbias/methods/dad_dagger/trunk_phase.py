@@ -17,7 +17,8 @@ from ...core.joint_dataset import JointDataset, segment_key, segments
 from ...core.modeling import inference
 from ...core.tensor_cache import SHARDS, TensorCache
 from ...core.trunk_check import check_trunk
-from .filling import Filler, Piece, Pieces
+from .filling import Filler
+from .pieces import Piece, Pieces
 
 
 logger = logging.getLogger(__name__)
