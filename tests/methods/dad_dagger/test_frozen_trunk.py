@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from trl_exbias.core.frozen_trunk import decoder_layers
-from trl_exbias.methods.dad_dagger import trunk_phase
+from trl_exbias.methods.dad_dagger import trunk_use
 
 from ...loop.runs import logged, weights
 from ...tiny import tiny_model
@@ -120,8 +120,8 @@ def test_what_is_in_the_way_is_said_in_one_line(tmp_path, caplog, options, reaso
 def test_a_disk_that_is_too_small_is_said_with_its_numbers(tmp_path, caplog, monkeypatch):
     """Half of what is free is less than gold, and the rollouts of iteration 2, take."""
     positions = len(cut()) * (H + T) + len(cut()) * T
-    monkeypatch.setattr(trunk_phase, "_GIB", 1 << 10)
-    monkeypatch.setattr(trunk_phase, "free_bytes", lambda folder: 2 * positions * 32 * 4 - 1)
+    monkeypatch.setattr(trunk_use, "_GIB", 1 << 10)
+    monkeypatch.setattr(trunk_use, "free_bytes", lambda folder: 2 * positions * 32 * 4 - 1)
     done = run(tmp_path, alpha=1.0, **LAST)
     needed = positions * 32 * 4 / (1 << 10)
     assert f"of {positions} tokens takes {needed:.1f} GiB of disk, and of the {2 * needed:.1f} that are" in caplog.text

@@ -1,62 +1,36 @@
 """DaD-DAgger: Data as Demonstrator with DAgger's teacher."""
 
-import contextlib
 import copy
 import dataclasses
 import logging
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ...core.branches import GOLD, Branch
 from ...core.data import Example
-from ...core.gates import teacher_trust
-from ...core.joint_dataset import JointDataset
-from ...core.losses import LossTerm, kind_factors, sum_by_kind
+from ...core.losses import LossTerm
 from ...core.modeling import LMHead
-from ...core.sharding import loaded_whole, shard_for_inference
 from ...core.trainable import freeze_all_but
 from ...loop.multimodal import load_processing_class, text_tokenizer
 from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
-from ...run.run_directory import SOFT_LABELS, TRUNK_STATES
-from ..distilling import DistillingTrainer
 from ..plans import DaDDaggerPlan
-from .checks import (
-    check_before_loading,
-    check_head,
-    check_router,
-    check_trainable,
-    find_teacher,
-    vocab_shared_with,
-)
+from .checks import check_before_loading, check_trainable, find_teacher
 from .config import DaDDaggerConfig
 from .documents import cut_documents, tokenize_documents
-from .filling import Filler
-from .label_form import LabelForm
+from .precomputing import PrecomputingTrainer
 from .responses import cut_responses, report_uncut
-from .scoring import soft_target
-from .served_teacher import ServedTeacher
-from .several_teachers import SeveralTeachers, each_of, with_teachers
-from .soft_label_phase import SoftLabelPhase
-from .teacher import Teacher
+from .several_teachers import SeveralTeachers, with_teachers
 from .trajectories import DOCUMENT
-from .trunk_phase import TrunkPhase, TrunkUse
 
 
 logger = logging.getLogger(__name__)
 
 
-class DaDDaggerTrainer(DistillingTrainer):
+class DaDDaggerTrainer(PrecomputingTrainer):
     """
     Distils a student from a teacher on the data's contexts *and on the student's own*, with the data's tokens as hard
     labels on both.
@@ -137,9 +111,9 @@ class DaDDaggerTrainer(DistillingTrainer):
         check_trainable(args, model, kwargs.get("peft_config"))
         if processing_class is None:
             processing_class = load_processing_class(model, args)
-        self.teacher = find_teacher(args, teacher_model)
+        teacher = find_teacher(args, teacher_model)
         tokenizer = None if processing_class is None else text_tokenizer(processing_class)
-        check_before_loading(args, model, self.teacher, tokenizer, train_dataset)
+        check_before_loading(args, model, teacher, tokenizer, train_dataset)
         if eval_dataset is not None and args.eval_strategy == "no" and args.iteration_patience is not None:
             logger.info("Evaluating after every epoch, for `iteration_patience` (see `eval_strategy`).")
             args = copy.copy(args)  # the caller's stays as it is
@@ -151,19 +125,12 @@ class DaDDaggerTrainer(DistillingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            teacher=teacher,
             **kwargs,
         )
         if args.trainable_modules:
             trained = freeze_all_but(self.model, args.trainable_modules)
             logger.info(f"Training {len(trained)} parameter tensors of {', '.join(args.trainable_modules)}.")
-        self.shared_vocab = LMHead(self.model).vocab_size
-        if self.teacher is not None:
-            self._set_up_teacher(self.teacher)
-        self._trunk = self._trunk_phase()
-        self._soft_labels = None if self.teacher is None else self._soft_label_phase(self.teacher)
-        self._resident_teacher: torch.nn.Module | None = None
-
-    # The method
 
     def build_branches(
         self, examples: list[Example], engine: RolloutEngine, options: SamplingOptions
@@ -200,8 +167,6 @@ class DaDDaggerTrainer(DistillingTrainer):
             options, max_new_tokens=self.args.rollout_length, stop_token_ids=(), excluded_token_ids=excluded
         )
 
-    # Data
-
     def prepare_rows(self, dataset: Dataset, how: Preparation) -> Dataset:
         # An evaluation set is cut like the training set.
         length, stride = how.args.rollout_length, how.args.stride or how.args.rollout_length
@@ -217,123 +182,3 @@ class DaDDaggerTrainer(DistillingTrainer):
         if isinstance(self.teacher, SeveralTeachers) and how.is_train:
             return with_teachers(cut, DOCUMENT, rows, self.teacher.teachers)
         return cut
-
-    def joint_dataset(self, rollouts: list[Dataset], rows: list[int] | None) -> JointDataset:
-        data = super().joint_dataset(rollouts, rows)
-        states = None
-        if self.args.cache_trunk:
-            if not self._layout_decided:
-                self._decide_layout()
-            states = self._trunk.run(data, self._trunk_use())
-        if self._soft_labels is not None and self.args.cache_teacher:
-            data.soft_labels = self._soft_labels.run(data)
-        data.trunk_states, self.data_collator.with_states = states, states is not None
-        return data
-
-    def _trunk_use(self) -> TrunkUse:
-        args, layout = self.args, self.data_collator
-        rolled_out = (args.num_iterations - 1) * len(self.rows_to_roll_out(2)) * args.rollout_length
-        positions = int(self.sequence_lengths.sum()) + rolled_out
-        in_the_way = "the load-balancing loss reads every layer's router" if self.aux_loss_enabled else None
-        if args.torch_compile:
-            in_the_way = "`torch_compile` has compiled all layers as one"
-        reads = args.num_iterations * args.num_train_epochs
-        return TrunkUse(positions, reads, layout.shared, layout.packed, in_the_way)
-
-    def _trunk_phase(self) -> TrunkPhase:
-        args, folder = self.args, Path(self.args.output_dir) / TRUNK_STATES
-        autocast = self.accelerator.autocast
-        return TrunkPhase(self.model, autocast, args.rollout_batch_tokens, folder, self.log_now, self._filler())
-
-    def _soft_label_phase(self, teacher: Teacher | ServedTeacher | SeveralTeachers) -> SoftLabelPhase:
-        args = self.args
-        form = LabelForm(self.shared_vocab, args.teacher_top_k, args.kd_temperature, args.rollout_batch_tokens)
-        folder = Path(args.soft_label_dir or Path(args.output_dir) / SOFT_LABELS)
-        return SoftLabelPhase(each_of(teacher), form, folder, self.log_now, self._filler())
-
-    def _filler(self) -> Filler:
-        is_shown = not self.args.disable_tqdm and self.is_local_process_zero()
-        return Filler(lambda: self.processes, lambda: self.preemption, self.leave_between_steps, is_shown)
-
-    # The teacher
-
-    def _set_up_teacher(self, teacher: Teacher | ServedTeacher | SeveralTeachers) -> None:
-        for each in each_of(teacher):
-            if isinstance(each, ServedTeacher):
-                each.stop = lambda: self.preemption.asked
-            else:
-                self._place_teacher(each)
-        self.shared_vocab = vocab_shared_with(teacher, self.shared_vocab, len(self._tokenizer))
-        check_router(self.args, self.model.config)
-        check_head(self.args, LMHead(self.model), self.shared_vocab)
-
-    def _place_teacher(self, teacher: Teacher) -> None:
-        teacher.device = self.accelerator.device
-        if self.args.cache_teacher:
-            # Each process scores branches of its own, at its own pace: the teacher is whole for so long.
-            teacher.loading = partial(loaded_whole, self.args)
-        else:
-            teacher.prepare = self._shard_teacher
-
-    def _shard_teacher(self, model: PreTrainedModel) -> torch.nn.Module:
-        model, self._teacher_engine = shard_for_inference(model, self.accelerator)
-        return model
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        with contextlib.ExitStack() as stack:
-            if isinstance(self.teacher, Teacher) and not self.args.cache_teacher:
-                self._resident_teacher = stack.enter_context(self.teacher.loaded())
-            try:
-                return super().train(resume_from_checkpoint, *args, **kwargs)
-            finally:
-                self._resident_teacher = None
-
-    def models_in_step(self) -> list[torch.nn.Module]:
-        return [self.model, *([self._resident_teacher] if self._resident_teacher is not None else [])]
-
-    # The loss
-
-    def score_branches(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        kinds: torch.Tensor,
-        weights: torch.Tensor,
-        counts: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        inputs = dict(inputs)
-        with self._trunk.known(inputs):
-            score = super().score_branches if self.teacher is None else self._score_with_teacher
-            return score(model, inputs, kinds, weights, counts)
-
-    def _score_with_teacher(
-        self, model: torch.nn.Module, inputs: dict[str, Any], kinds: torch.Tensor, weights: torch.Tensor, counts: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        assert self.teacher is not None
-        labels, stored = inputs.pop("shift_labels"), inputs.pop("soft_labels", None)
-        scored = labels != -100
-        head = self.teacher.head
-        target = soft_target(head, self._resident_teacher, inputs, scored, stored, self.shared_vocab)
-        trust, told = teacher_trust(self.args.label_gate, target, labels[scored], kinds[scored] > 0)  # gold is kind 0
-        factors = kind_factors(counts, self.loss_terms(), self.kinds)[kinds[scored]] * weights[scored]
-        alpha = self.args.alpha
-        scores = self.distil(
-            model,
-            inputs,
-            labels,
-            self.args.soft_divergence.between(target),
-            (alpha * factors * trust, (1 - alpha) * factors),
-            self.args.kd_temperature,
-            head,
-        )
-        losses = torch.zeros(labels.shape, device=scores.nll.device)
-        # FSDP2 casts what leaves the forward to the mixed precision's type.
-        losses[scored] = (alpha * trust * scores.nll + (1 - alpha) * scores.soft).float()
-        sums = {
-            "entropy": scores.entropy.sum(),
-            "mean_token_accuracy": scores.is_top1.sum(),
-            "loss/hard": scores.nll.sum(),
-            "loss/soft": scores.soft.sum(),
-            "kl": scores.kl.sum(),
-        }
-        return scores.loss, sum_by_kind(losses * weights, kinds, len(self.kinds)), sums | told

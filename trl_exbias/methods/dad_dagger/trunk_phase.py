@@ -4,46 +4,22 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...core.batching import run_in_batches
-from ...core.files import SHARE_OF_DISK, free_bytes
 from ...core.frozen_trunk import FrozenTrunk, find_trunk
 from ...core.joint_dataset import JointDataset, segment_key, segments
 from ...core.modeling import inference
-from ...core.tensor_cache import SHARDS, TensorCache
-from ...core.trunk_check import check_trunk
+from ...core.tensor_cache import TensorCache
 from .filling import Filler
 from .pieces import Piece, Pieces
+from .trunk_use import PAD, TrunkUse, reason_against
 
 
 logger = logging.getLogger(__name__)
-
-_PAD = 0
-_GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class TrunkUse:
-    """
-    What a run makes of the frozen layers' output.
-
-    Args:
-        positions (`int`): That it reads in all, each once.
-        reads (`float`): How often it reads a row of the data.
-        shared, packed (`bool`): Which layouts it may read them in, as of [`BranchCollator`].
-        in_the_way (`str`, *optional*): The setting of the run that needs every layer in every step.
-    """
-
-    positions: int
-    reads: float
-    shared: bool
-    packed: bool
-    in_the_way: str | None = None
 
 
 class TrunkPhase:
@@ -106,29 +82,14 @@ class TrunkPhase:
             logger.debug("No layer is frozen below the first one that is trained: `cache_trunk` has no effect.")
             return
         with self.autocast():
-            reason = use.in_the_way or ("each row is read once" if use.reads <= 1 else None)
-            reason = reason or check_trunk(trunk, use.shared, use.packed)
             folder = self.folder / trunk.fingerprint()[:16]
-            if reason is None:
-                reason = self._does_not_fit(trunk, folder, use.positions)
+            reason = reason_against(trunk, use, folder)
         if self.filler.processes().any(reason is not None):
             reason = reason or "another process cannot keep what they compute"
             logger.warning(f"The frozen layers are computed in every step: {reason}. The loss is the same.")
             return
         logger.info(f"What the {trunk.depth} frozen layers of {len(trunk.layers)} compute is kept in {folder}.")
         self._trunk, self._cache = trunk, TensorCache(folder, "hidden states")
-
-    def _does_not_fit(self, trunk: FrozenTrunk, folder: Path, positions: int) -> str | None:
-        with inference(self.model):
-            (state,) = trunk.read([[_PAD]], _PAD)
-        there = sum(path.stat().st_size for path in folder.glob(SHARDS))
-        needed, free = positions * state.nbytes - there, free_bytes(folder)
-        if needed <= SHARE_OF_DISK * free:
-            return None
-        return (
-            f"what they compute of {positions:,} tokens takes {needed / _GIB:.1f} GiB of disk, and of the {free / _GIB:.1f} that "
-            f"are free in {folder.parent} at most half is used"
-        )
 
     def _read(
         self, contents: list[tuple[list[int], int]], done: Callable[[int], object]
@@ -138,7 +99,7 @@ class TrunkPhase:
         entries: list[dict[str, torch.Tensor]] = [{} for _ in contents]
 
         def run(batch: list[int]) -> None:
-            for i, states in zip(batch, trunk.read([contents[i][0] for i in batch], _PAD), strict=True):
+            for i, states in zip(batch, trunk.read([contents[i][0] for i in batch], PAD), strict=True):
                 # A copy: a part would keep the whole batch alive.
                 entries[i] = {"states": states[contents[i][1] :].to("cpu", copy=True)}
             done(len(batch))
