@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from ..tiny import byte_tokenizer, tiny_model
+from trl_exbias import BASHConfig, BASHTrainer
+
+from ..tiny import byte_tokenizer, conversations, tiny_model
 
 
 DEFAULTS = {
@@ -38,6 +40,16 @@ def trainer(trainer_class, args, train_dataset, model=None, **options):
         processing_class=options.pop("processing_class", None) or byte_tokenizer(),
         **options,
     )
+
+
+def bash(tmp_path, dataset=None, model=None, callbacks=None, resume=None, eval_dataset=None, **options) -> BASHTrainer:
+    """A finished run of BASH, on conversations unless a data set is given."""
+    args = config(BASHConfig, tmp_path, **{"beta": 0.5, **options})
+    done = trainer(
+        BASHTrainer, args, dataset or conversations(12), model, callbacks=callbacks, eval_dataset=eval_dataset
+    )
+    done.train(resume_from_checkpoint=resume)
+    return done
 
 
 def logged(done, key: str) -> list[float]:
