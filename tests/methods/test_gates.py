@@ -16,8 +16,8 @@ from ..loop.runs import config, logged, trainer, weights
 from ..reference import dad_dagger as reference_dad
 from ..reference import losses as reference_losses
 from ..tiny import conversations, plain_pairs, tiny_model
-from .dad_dagger.test_trainer import H, cut
-from .dad_dagger.test_trainer import run as run_dad
+from .dad_dagger.runs import H, cut
+from .dad_dagger.runs import run as run_dad
 
 
 TEMPLATE = "{{ prompt }} (answer: {{ reference }})"

@@ -12,7 +12,7 @@ from trl_exbias.methods.dad_dagger import trunk_use
 
 from ...loop.runs import logged, weights
 from ...tiny import tiny_model
-from .test_trainer import H, T, cut, make
+from .runs import H, T, cut, make
 
 
 LAST = {"trainable_modules": ["model.layers.1", "model.norm"]}

@@ -21,8 +21,8 @@ from ...loop.runs import config, logged, weights
 from ...marks import needs_vllm
 from ...ports import free_port
 from ...tiny import VOCAB_SIZE, byte_tokenizer, tiny_model
+from .runs import make, run
 from .serving import KEY, TeacherServer, vllm_serving
-from .test_trainer import make, run
 
 
 K = 5

@@ -12,7 +12,7 @@ from trl_exbias.methods.dad_dagger.teacher import Teacher
 
 from ...loop.runs import config, logged, weights
 from ...tiny import conversations, tiny_model
-from .test_trainer import TEXTS, make, run
+from .runs import TEXTS, make, run
 
 
 K = 5
