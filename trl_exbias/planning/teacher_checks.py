@@ -9,7 +9,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..chat.data_checks import TRAINING
 from ..core.errors import UsageError
 from ..core.modeling import positions_of
-from ..methods.dad_dagger.checks import check_positions, check_router, find_teacher
+from ..methods.dad_dagger.checks import check_positions, check_router
+from ..methods.dad_dagger.choosing import find_teacher
 from ..methods.dad_dagger.matching import check_tokenizers, shared_vocab_size
 from ..methods.dad_dagger.served_connection import TeacherServerError
 from ..methods.dad_dagger.served_teacher import ServedTeacher

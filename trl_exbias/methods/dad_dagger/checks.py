@@ -1,6 +1,5 @@
 """What student, teacher and trajectories have to agree on, apart from the trainer: `exbias check` asks it without weights."""
 
-import logging
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -12,41 +11,8 @@ from ...rollouts.vllm.upstream import MAX_EXCLUDED
 from .config import DaDDaggerConfig
 from .matching import shared_vocab_size
 from .served_teacher import ServedTeacher
-from .several_teachers import SeveralTeachers, by_name, check_names, each_of
+from .several_teachers import SeveralTeachers, check_names, each_of
 from .teacher import Teacher
-
-
-logger = logging.getLogger(__name__)
-
-
-def find_teacher(
-    args: DaDDaggerConfig, teacher_model: str | PreTrainedModel | None
-) -> Teacher | ServedTeacher | SeveralTeachers | None:
-    """The run's teacher, not loaded or asked yet; `None` with hard labels alone. Raises `ValueError` if one is missing."""
-    source = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-    address = args.teacher_server_base_url
-    if args.alpha == 1:
-        if source is not None or address is not None or args.teachers:
-            logger.warning("`alpha=1` uses hard labels alone: the teacher is not loaded.")
-        return None
-    if args.teachers:
-        if source is not None:
-            raise UsageError("`teacher_model` is one teacher, and `teachers` are several. Leave one of them out.")
-        return SeveralTeachers(
-            {name: Teacher(path, args.teacher_model_init_kwargs) for name, path in by_name(args.teachers).items()}  # type: ignore[arg-type]
-        )
-    if address is not None:
-        if not isinstance(source, str | None):
-            raise UsageError(
-                "`teacher_model` is a loaded model, and `teacher_server_base_url` the address of another one. Leave one of them out."
-            )
-        return ServedTeacher(address, source)
-    if source is None:
-        raise UsageError(
-            f"`alpha={args.alpha}` needs a teacher: pass `teacher_model` (or set `teacher_model_name_or_path`, `teachers` "
-            "or `teacher_server_base_url`), or set `alpha=1` for hard labels alone (DaD)."
-        )
-    return Teacher(source, args.teacher_model_init_kwargs)  # type: ignore[arg-type]  # text until TRL has read it
 
 
 def check_before_loading(

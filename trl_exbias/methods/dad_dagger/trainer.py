@@ -18,7 +18,8 @@ from ...loop.preparation import Preparation
 from ...loop.signature import named
 from ...rollouts import RolloutEngine, SamplingOptions
 from ..plans import DaDDaggerPlan
-from .checks import check_before_loading, check_trainable, find_teacher
+from .checks import check_before_loading, check_trainable
+from .choosing import find_teacher
 from .config import DaDDaggerConfig
 from .documents import cut_documents, tokenize_documents
 from .precomputing import PrecomputingTrainer
