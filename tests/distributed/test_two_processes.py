@@ -25,6 +25,7 @@ CASES = [
     *(case("bash-gated", engine, slow=engine != "ddp") for engine in ("ddp", "zero3", "fsdp2")),
     *(case("dad-dagger-gated", engine, slow=engine != "ddp") for engine in ("ddp", "zero3", "fsdp2")),
     *(case("rac-soft", engine, slow=engine != "ddp") for engine in ("ddp", "zero3", "fsdp2")),
+    *(case("rac-soft-whole", engine, slow=engine != "zero3") for engine in ("zero3", "fsdp2")),
     case("rac-soft-average", "ddp"),
     *(case("verified", engine, slow=engine != "ddp") for engine in ("ddp", "zero3", "fsdp2")),
     *(case("spin", engine, slow=True) for engine in ("ddp", "zero3", "fsdp2")),

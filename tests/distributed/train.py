@@ -67,7 +67,9 @@ METHODS = {
             "num_train_epochs": 2,
         },
     ),
-    # Whole distributions, with the head that they were read with, of a model that no process has trained.
+    # Whole distributions, with the head that they were read with.
+    "rac-soft-whole": (RACTrainer, RACConfig, {"soft_labels": True, "max_new_tokens": 8, "num_iterations": 2}),
+    # The same of a model that no process has trained.
     "rac-soft-average": (
         RACTrainer,
         RACConfig,

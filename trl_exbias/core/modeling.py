@@ -4,6 +4,7 @@ Shapes: B batch, L tokens of a row, K keys, H hidden size, V vocabulary.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +91,12 @@ class LMHead:
         self._root = model if isinstance(model, FSDPModule) else None
         self.softcap = next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None)) is not None), None)
         self.scale = _logit_scale(config)
+
+    def with_projection(self, projection: nn.Module) -> "LMHead":
+        """The same head around another projection, which is whole."""
+        head = copy.copy(self)
+        head.projection, head._root = projection, None
+        return head
 
     @property
     def vocab_size(self) -> int:

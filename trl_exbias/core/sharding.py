@@ -126,9 +126,16 @@ def full_state(model: nn.Module, wrapped: nn.Module, accelerator: Accelerator, t
     if isinstance(model, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(model, options=options)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with _whole([*filter(is_partitioned, trained.values())]):
-        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trained.items()}
+    return copied_whole({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
+
+
+def copied_whole(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of parameters in CPU memory, whole where they are sharded. Called by every process."""
+    with _whole([*filter(is_partitioned, parameters.values())]):
+        return {
+            name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to("cpu", copy=True)
+            for name, p in parameters.items()
+        }
 
 
 def _whole(parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager:

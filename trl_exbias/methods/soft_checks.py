@@ -34,8 +34,8 @@ def check_soft_labels(args: RACConfig, model: Any, accelerator: Accelerator, has
             f"`teacher_top_k={args.teacher_top_k}` is above the {head.vocab_size} tokens of the vocabulary."
         )
     is_sharded = accelerator.is_fsdp2 or (plugin is not None and plugin.zero_stage == 3)
-    if is_sharded and (args.teacher_top_k is None or args.self_teacher == AVERAGE):
+    if is_sharded and args.self_teacher == AVERAGE:
         raise UsageError(
-            "Where no process has the whole model (ZeRO-3, FSDP2), `soft_labels` needs `teacher_top_k`, and `self_teacher` "
-            "'policy' or 'base'."
+            "`self_teacher='average'` needs the whole model on each process, and ZeRO-3 and FSDP2 give it a part. Take 'policy' or "
+            "'base', or ZeRO-2."
         )

@@ -1,7 +1,6 @@
 """Soft corrections: every position of an own answer is labelled by the distribution of the model that was shown the reference."""
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..core.files import write_atomically
 from ..core.joint_dataset import JointDataset
 from ..core.modeling import LMHead
 from ..core.reading import most_probable
-from ..core.sharding import loaded_whole
+from ..core.sharding import copied_whole, loaded_whole
 from ..core.soft_labels import soft_label_key
 from ..core.tensor_cache import SHARDS, TensorCache
 from ..rollouts import RolloutEngine
@@ -127,22 +126,22 @@ class SoftlyCorrectingTrainer(SoftlyScoringTrainer):
 
     def _keep_head(self, path: Path) -> None:
         """Hidden states are the whole distribution with the head that read them, which training moves on from."""
-        if self.args.teacher_top_k is not None or not self.processes.writes_files:
+        if self.args.teacher_top_k is not None:
             return
         with self._self_teacher.reading() as model:
             projection = LMHead(model).projection
             tensors = {"weight": projection.weight, "bias": projection.bias}
-            content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None})
-        write_atomically(path, content)
+            # By all processes, which may have a part each.
+            whole = copied_whole({name: tensor for name, tensor in tensors.items() if tensor is not None})
+        if self.processes.writes_files:
+            write_atomically(path, save({name: tensor.contiguous() for name, tensor in whole.items()}))
 
     def _head_from(self, path: Path) -> LMHead | None:
         if self.args.teacher_top_k is not None:
             return None
         # Moved afterwards: safetensors does not take every name of a device ("cpu:0", of one process of several).
         tensors = {name: tensor.to(self.accelerator.device) for name, tensor in load_file(path).items()}
-        head = copy.copy(LMHead(self.model))
         rows, width = tensors["weight"].shape
         projection = torch.nn.Linear(width, rows, bias="bias" in tensors, device="meta", dtype=tensors["weight"].dtype)
         projection.load_state_dict(tensors, assign=True)
-        head.projection = projection.requires_grad_(False)
-        return head
+        return LMHead(self.model).with_projection(projection.requires_grad_(False))
