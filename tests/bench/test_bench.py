@@ -149,6 +149,9 @@ def test_results_of_other_sizes_are_not_mixed(tmp_path):
     plan_bench(tmp_path, quick=True, seeds=3)
     with pytest.raises(ValueError, match="holds results of a bench with other sizes"):
         plan_bench(tmp_path)
+    with pytest.raises(ValueError, match=r"other sizes \(arm_tokens\)"):
+        plan_bench(tmp_path, quick=True, tokens=1_000_000)
+    assert plan_bench(tmp_path / "longer", tokens=1_000_000).sizes == Sizes(arm_tokens=1_000_000)
 
 
 POOL = """

@@ -1,7 +1,7 @@
 """What a bench runs, and where its results lie: one JSON for each task, seed and arm."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ def plan_bench(
     methods: list[str] | None = None,
     seeds: int | None = None,
     quick: bool = False,
+    tokens: int | None = None,
 ) -> Bench:
     """
     The bench that was asked for.
@@ -102,13 +103,14 @@ def plan_bench(
     Args:
         tasks (`list[str]`, *optional*): Names. Default: all; two of a quick bench.
         methods (`list[str]`, *optional*): Names, or methods of a user's own, see [`own_arm`]. Default: all, or the quick ones.
+        tokens (`int`, *optional*): Tokens that every arm consumes.
 
     Raises:
         ValueError: for a name that does not exist, a method that cannot be imported, or a folder with other settings.
     """
     sizes = Sizes(seeds=2, rows=1000, held_out=500, arm_tokens=400_000) if quick else Sizes()
-    if seeds is not None:
-        sizes = Sizes(**{**asdict(sizes), "seeds": seeds})
+    asked = {"seeds": seeds, "arm_tokens": tokens}
+    sizes = replace(sizes, **{name: value for name, value in asked.items() if value is not None})
     _check_names("task", tasks or [], TASKS)
     _check_names("method", [method for method in methods or [] if ":" not in method], BY_NAME)
     if methods:

@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     from ..bench.plan import plan_bench
 
     try:
-        bench = plan_bench(options.output, options.task, options.method, options.seeds, options.quick)
+        bench = plan_bench(options.output, options.task, options.method, options.seeds, options.quick, options.tokens)
     except ExbiasError as error:
         return exit_with(error)
     from ..bench.run import run_bench
@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a method, by name or as `module:Trainer setting=value …`; repeatable (default: all): {', '.join(METHODS)}",
     )
     parser.add_argument("--seeds", type=int, help="repetitions (default: 5; quick: 2)")
+    parser.add_argument(
+        "--tokens", type=int, help="tokens that every method consumes from its start (default: 600000; quick: 400000)"
+    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes side by side (default: one a core)"
     )
