@@ -23,6 +23,7 @@ from trl_exbias.core.surfaces import (
     Called,
     Equals,
     Mentions,
+    Operator,
     Overridden,
     PassedOn,
     Surface,
@@ -160,6 +161,8 @@ def test_what_has_changed_is_said_in_one_list():
         Mentions("trl.data_utils", "g.py", "def no_such_word"),
         Abstract("transformers.cache_utils:CacheLayerMixin", "h.py", "update"),
         Surface("no_such_package.module:thing", "i.py"),
+        Operator("torch:ops.aten.relu", "j.py", "self other"),
+        Operator("torch:ops.aten.no_such_operator", "k.py", "self"),
     ]
     problems = mismatches(surfaces)
     expected = [
@@ -174,6 +177,7 @@ def test_what_has_changed_is_said_in_one_list():
         "is gone",
         "does not mention",
         "asks for ",
+        "takes (self), expected (self, other)",
     ]
     assert len(problems) == len(expected), problems
     for problem, part in zip(problems, expected, strict=True):
