@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 from datasets import Dataset, Features, Json, List
 from tokenizers import processors
@@ -12,7 +14,7 @@ from trl_exbias.chat.data_checks import (
 )
 from trl_exbias.chat.token_checks import doubled_tokens
 
-from ..tiny import CHAT_TEMPLATE, byte_tokenizer, conversations, plain_pairs
+from ..tiny import CHAT_TEMPLATE, byte_tokenizer, conversations, plain_pairs, published_template
 
 
 def chat(*turns: str) -> list[dict]:
@@ -246,6 +248,39 @@ class TestReadable:
 class TestTokenizer:
     class args:
         eos_token = pad_token = chat_template_path = None
+        assistant_only_loss = False
+
+    class assistant_only(args):
+        assistant_only_loss = True
+
+    @pytest.mark.parametrize(
+        ("template", "is_marked"),
+        [
+            (CHAT_TEMPLATE, False),
+            (CHAT_TEMPLATE + "{%- generation -%}{%- endgeneration -%}", True),
+            (published_template("qwen2_5"), True),  # TRL has a copy with marks
+        ],
+    )
+    def test_what_the_assistant_says_has_to_be_marked_where_that_alone_is_trained_on(
+        self, template, is_marked, tmp_path
+    ):
+        class from_file(self.assistant_only):
+            chat_template_path = str(tmp_path / "own.jinja")
+
+        (tmp_path / "own.jinja").write_text(template)
+        tokenizers = {
+            "its own": (byte_tokenizer(template), self.assistant_only),
+            "a file": (byte_tokenizer(), from_file),
+        }
+        for tokenizer, args in tokenizers.values():
+            with nullcontext() if is_marked else pytest.raises(ValueError, match="has no `{% generation %}`, and TRL"):
+                check_tokenizer(tokenizer, args, conversations(), "prompt-completion")
+        check_tokenizer(byte_tokenizer(template), self.args, conversations(), "prompt-completion")
+
+    def test_only_a_conversation_has_an_assistant(self):
+        for rows, form in ((plain_pairs(), "prompt-completion"), (Dataset.from_list([{"text": "a"}]), "text")):
+            with pytest.raises(ValueError, match="`assistant_only_loss=True` trains on .* is not conversational"):
+                check_tokenizer(byte_tokenizer(), self.assistant_only, rows, form)
 
     def test_a_role_that_no_one_knows_is_refused_unless_the_template_mentions_it(self):
         rows = Dataset.from_list(

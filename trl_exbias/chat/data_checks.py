@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from ..core.branches import OWN_COLUMNS, ROW, TEACHER
 from ..core.errors import UsageError, UsageTypeError
+from ..core.upstream import can_mark_assistant
 from .row_checks import raise_problems, row_problems, unknown_roles
 from .token_checks import special_token_problem, tokenised_problems
 
@@ -209,6 +210,13 @@ def check_responses(lengths: np.ndarray, max_length: int | None, rolls_out: bool
         )
 
 
+_UNMARKED = (
+    "`assistant_only_loss=True` needs a chat template that marks what the assistant says: this one has no `{% generation %}`, and TRL "
+    "cannot replace it. Put `{% generation %}` and `{% endgeneration %}` around it in a template of your own (`chat_template_path`), "
+    "or leave `assistant_only_loss` out: with `rollout_turns='all'`, each assistant turn is a row, and that turn alone is trained on."
+)
+
+
 def check_tokenizer(
     processing_class: Any,
     args: SFTConfig,
@@ -218,7 +226,8 @@ def check_tokenizer(
     num_embeddings: int | None = None,
 ) -> None:
     """
-    Rejects a tokenizer that cannot end a response, render the data's conversations or pad, before the model is loaded.
+    Rejects a tokenizer that cannot end a response, render the data's conversations, pad, or mark what the assistant says where
+    that alone is trained on (`assistant_only_loss`), before the model is loaded.
 
     Raises:
         UsageError: says which setting would help.
@@ -226,6 +235,12 @@ def check_tokenizer(
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     is_conversation = form != "text" and _conversational_column(dataset) is not None
     _check_special_tokens(tokenizer, args, num_embeddings, form != "tokenized" and not is_conversation)
+    # A formatting function may make text of conversations: then TRL decides.
+    if args.assistant_only_loss and not is_conversation and _conversational_column(dataset) is None:
+        raise UsageError(
+            "`assistant_only_loss=True` trains on what the assistant says, and the training dataset is not conversational. Leave it "
+            "out: of `prompt` and `completion`, the completion alone is trained on anyway."
+        )
     if form == "tokenized":
         return
     if args.eos_token is None and tokenizer.eos_token is None:
@@ -257,6 +272,8 @@ def check_tokenizer(
         if template is not None:  # another model's template is not known yet
             kind = "prompt-completion" if column == "prompt" else "messages"
             messages += unknown_roles(part, kind, rows_of(name, len(part)), template)
+            if args.assistant_only_loss and part is dataset and not can_mark_assistant(tokenizer, template):
+                messages.append(_UNMARKED)
     raise_problems(messages)
 
 

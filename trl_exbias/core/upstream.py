@@ -4,6 +4,7 @@
 functions: a release that has taken one thing away breaks what uses it, and the list still says all that is gone.
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +41,22 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", text_or_messages: Any, **temp
     from trl.data_utils import _tokenize
 
     return _tokenize(tokenizer, text_or_messages, **template_kwargs)["input_ids"]
+
+
+def can_mark_assistant(tokenizer: "PreTrainedTokenizerBase", template: str | dict[str, str]) -> bool:
+    """Whether TRL can tell what the assistant says in what a template renders: by the template's marks, or those of its own copy."""
+    from trl import get_training_chat_template
+    from trl.chat_template_utils import has_generation_markers
+
+    if has_generation_markers(template):
+        return True
+    renderer = copy.copy(tokenizer)
+    renderer.chat_template = template
+    try:
+        get_training_chat_template(renderer)
+    except ValueError:
+        return False
+    return True
 
 
 def common_prefix_length(ids: Sequence[Any], others: Sequence[Any]) -> int:

@@ -29,6 +29,8 @@ SURFACES: tuple[Surface, ...] = (
     # TRL's functions and constants
     Called("trl.data_utils:_tokenize", _UPSTREAM, "processing_class input chat_template tools"),
     Called("trl.data_utils:common_prefix_length", _UPSTREAM, "ids other_ids"),
+    Called("trl:get_training_chat_template", _UPSTREAM, "processing_class"),
+    Called("trl.chat_template_utils:has_generation_markers", _UPSTREAM, "chat_template"),
     Called("trl.trainer.utils:add_fused_lm_head", _UPSTREAM, "model outputs"),
     Called("trl.trainer.utils:maybe_gather_lm_head_ctx", _UPSTREAM),
     Equals("trl.trainer.utils:_CHUNKED_LOGPROB_CHUNK_SIZE", _UPSTREAM, value=FUSED_HEAD_TOKENS),
