@@ -6,8 +6,8 @@ from .exposure_bias import Estimate
 
 _METHODS = {
     STAYS: "Gold is still the right next token after a wrong one: hard labels of gold on own states can teach the model to "
-    "recover. Take BASH with β = 1 and a small `rollout_weight` (0.1), if final answers matter more than whole responses: those "
-    "it costs.",
+    "recover. Take BASH with β = 1 and a small `rollout_weight` (0.03 over many iterations, or 0.1 over two, which costs more "
+    "whole responses), if the prompt lets the model find the answer again.",
     LOST: "There, gold's next token is mostly no longer right: hard labels of gold on own states would teach the model to ignore "
     "what it has written. Take labels that follow the model's own prefix: those of a teacher that is better than what SFT makes of "
     "the model (next-token distillation, or DaD-DAgger with α = 0, ImitKD). Without one, stay with SFT. Do not take BASH, or DaD "
