@@ -239,7 +239,7 @@ def check_tokenizer(
     if args.assistant_only_loss and not is_conversation and _conversational_column(dataset) is None:
         raise UsageError(
             "`assistant_only_loss=True` trains on what the assistant says, and the training dataset is not conversational. Leave it "
-            "out: of `prompt` and `completion`, the completion alone is trained on anyway."
+            "out: with `prompt` and `completion`, the completion alone is trained on anyway."
         )
     if form == "tokenized":
         return
