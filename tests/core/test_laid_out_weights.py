@@ -53,6 +53,26 @@ def test_products_are_the_same(bias):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.randn(256, 40).t(),
+        torch.randn(4, 2, 512)[..., ::2],
+        torch.randn(1, 10, 256).expand(3, 10, 256),
+        torch.randn(256),
+        torch.zeros(0, 3, 256),
+    ],
+    ids=["transposed", "strided", "expanded", "one row", "none"],
+)
+def test_rows_of_any_form(rows):
+    linear = layer()
+    with torch.no_grad(), laid_out_weights(linear):
+        linear(torch.randn(ROWS, 256))
+        assert is_laid_out(linear)
+        found = linear(rows)
+    torch.testing.assert_close(found, nn.functional.linear(rows, linear.weight, linear.bias), atol=1e-5, rtol=1e-5)
+
+
 def test_a_model_reads_the_same_and_is_left_as_it_was():
     policy, ids = model(), torch.randint(512, (4, 128))
     with torch.no_grad():
