@@ -81,18 +81,24 @@ class CountedMeter(Meter, TorchDispatchMode):
     def _count(self, tensor: torch.Tensor, is_new: bool) -> None:
         if tensor.device.type == "meta":
             return
-        storage = tensor.untyped_storage()
-        key = id(storage)
+        # oneDNN's layouts have no storage.
+        holder, size = (tensor, tensor.nbytes) if tensor.is_mkldnn else _storage_of(tensor)
+        key = id(holder)
         if key in self._known:
             return
-        size = storage.nbytes() if is_new else 0
+        size = size if is_new else 0
 
         def forget(_, key=key, size=size):
             del self._known[key]
             self._live -= size
 
-        self._known[key] = weakref.ref(storage, forget)
+        self._known[key] = weakref.ref(holder, forget)
         self._live += size
+
+
+def _storage_of(tensor: torch.Tensor) -> tuple[torch.UntypedStorage, int]:
+    storage = tensor.untyped_storage()
+    return storage, storage.nbytes()
 
 
 def _tensors(tree) -> list[torch.Tensor]:
