@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("runs/bench"), help="folder of results and report (default: runs/bench)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="two tasks, five methods, two seeds: about 5 minutes on 2 cores"
+        "--quick", action="store_true", help="two tasks, five methods, two seeds: about 3 minutes on 2 cores"
     )
     parser.add_argument(
         "--task", action="append", metavar="NAME", help=f"a task; repeatable (default: all): {', '.join(TASK_NAMES)}"
