@@ -233,10 +233,11 @@ def check_tokenizer(
         UsageError: says which setting would help.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    is_conversation = form != "text" and _conversational_column(dataset) is not None
-    _check_special_tokens(tokenizer, args, num_embeddings, form != "tokenized" and not is_conversation)
-    # A formatting function may make text of conversations: then TRL decides.
-    if args.assistant_only_loss and not is_conversation and _conversational_column(dataset) is None:
+    has_turns = _conversational_column(dataset) is not None
+    adds_eos = form == "text" or (form != "tokenized" and not has_turns)
+    _check_special_tokens(tokenizer, args, num_embeddings, adds_eos)
+    # Turns of which a formatting function makes text are TRL's to decide about.
+    if args.assistant_only_loss and not has_turns:
         raise UsageError(
             "`assistant_only_loss=True` trains on what the assistant says, and the training dataset is not conversational. Leave it "
             "out: with `prompt` and `completion`, the completion alone is trained on anyway."

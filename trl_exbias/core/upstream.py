@@ -301,7 +301,7 @@ def can_lay_out_weights() -> bool:
         weight, bias, input = torch.linspace(-1, 1, 64 * 32).view(64, 32), torch.ones(64), torch.ones(3, 32)
         try:
             found = linear_with_laid_out(input, lay_out_weight(weight), bias)
-        except (AttributeError, RuntimeError, NotImplementedError):
+        except (AttributeError, RuntimeError):  # no such operator, or none for a CPU
             return False
         return torch.allclose(found, torch.nn.functional.linear(input, weight, bias), atol=1e-4)
 

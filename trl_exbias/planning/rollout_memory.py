@@ -53,7 +53,8 @@ def rollout_moments(
         vllm_gpu_share (`float`, *optional*): `vllm_gpu_memory_utilization`.
         device_bytes (`int`, *optional*): Memory of the whole device, where known.
     """
-    parts = {**stand.parts, "gradients": 0, LAID_OUT: laid_out(facts, placement)}
+    parts = {**stand.parts, "gradients": 0}
+    multiplying = {**parts, LAID_OUT: laid_out(facts, placement)}
     computes_in = compute_dtype(placement, facts.head_dtype)
     copies = autocast_copies(facts, placement)
     if facts.head_dtype != computes_in:
@@ -62,7 +63,7 @@ def rollout_moments(
     moments = [
         Moment(
             "the policy's identity",
-            {**parts, LAID_OUT: 0, "activations": 8 * _TILES_FINGERPRINT * min(largest, _FINGERPRINT_ELEMENTS)},
+            {**parts, "activations": 8 * _TILES_FINGERPRINT * min(largest, _FINGERPRINT_ELEMENTS)},
         )
     ]
     if not uses_vllm:
@@ -72,14 +73,14 @@ def rollout_moments(
         tiles = _TILES_TOP_P if draws_top_p else _TILES_RANKING if placement.cpu else _TILES_NOISE
         tiles = max(tiles, _TILES_PENALTY if penalises else 0)
         drawn = logits(facts.vocab_size, batch_tokens, tiles)
-        moments.append(Moment("reading prompts", {**parts, "activations": copies + read, **cache}))
-        moments.append(Moment("drawing tokens", {**parts, "activations": copies, **cache, "LM head": drawn}))
+        moments.append(Moment("reading prompts", {**multiplying, "activations": copies + read, **cache}))
+        moments.append(Moment("drawing tokens", {**multiplying, "activations": copies, **cache, "LM head": drawn}))
     if labels:
         read = reading(facts, batch_tokens, placement)
         ranked = logits(facts.vocab_size, batch_tokens, _TILES_RANKING)
         hidden = batch_tokens * facts.hidden_size * facts.head_dtype.itemsize
-        moments.append(Moment("reading for labels", {**parts, "activations": copies + read}))
-        moments.append(Moment("labelling", {**parts, "activations": copies + hidden, "LM head": ranked}))
+        moments.append(Moment("reading for labels", {**multiplying, "activations": copies + read}))
+        moments.append(Moment("labelling", {**multiplying, "activations": copies + hidden, "LM head": ranked}))
     if uses_vllm:
         # Weights in the type that the model computes in; what is left of its share is KV cache.
         served = facts.num_parameters * computes_in.itemsize
@@ -87,7 +88,7 @@ def rollout_moments(
             free = device_bytes - sum(parts.values())
             share = vllm_gpu_share * device_bytes if vllm_gpu_share is not None else _VLLM_SHARE * free
             served = max(served, round(share))
-        moments.append(Moment("rolling out with vLLM", {**parts, LAID_OUT: 0, "vLLM": served}))
+        moments.append(Moment("rolling out with vLLM", {**parts, "vLLM": served}))
     return moments
 
 
